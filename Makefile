@@ -1,0 +1,45 @@
+# The same commands for you and for CI: install, check, test; and demo for a first look.
+VENV ?= .venv
+PYTHON ?= python3
+# PyTorch's CPU wheel index, where the default one brings the CUDA build (works on CPU too, but is large).
+TORCH_INDEX ?=
+# `make test EDITABLE=` installs the package regularly, as a user gets it.
+EDITABLE ?= -e
+
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN = $(VENV)/bin/python -m
+PACKAGES = launcher models optim service sharding
+
+.PHONY: install check test demo bench clean
+
+install: $(VENV)/.installed
+
+# torch first and torchrec last, without its dependencies: it asks for the GPU build of FBGEMM.
+$(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install --quiet -r requirements.txt -r requirements-dev.txt
+	$(PIP) install --quiet --no-deps torchrec==1.8.0
+	$(PIP) install --quiet --no-deps $(EDITABLE) .
+	touch $@
+
+# mypy cannot see an editable install through a mapped package directory: give it a tree of links.
+build/types/sparta: Makefile
+	mkdir -p $@
+	for package in $(PACKAGES); do ln -sfn ../../../$$package $@/$$package; done
+	touch $@
+
+check: install build/types/sparta
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+test: check
+	$(RUN) pytest
+
+demo: install
+	$(VENV)/bin/sparta demo
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

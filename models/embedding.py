@@ -1,0 +1,161 @@
+"""The tables of a model: one TorchRec EmbeddingBagCollection, and its output in the schema's order.
+
+A feature's table has the feature's name; its 1-wide twin, the first-order ("wide") weights, is
+`<name>.wide`. FBGEMM wants widths divisible by 4, so tables are padded: the padding columns are 0,
+are cut off here, hence get a zero gradient and stay 0 forever.
+"""
+
+# B = slots, F = fields (categorical features), E = embedding dim
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedTensor
+from torchrec.modules.embedding_configs import PoolingType
+
+from sparta.models.batch import Batch
+from sparta.models.errors import ConfigError
+from sparta.models.schema import Schema
+
+WIDE = ".wide"
+_PREFIX = "T:"
+
+
+def torchrec_name(table: str) -> str:
+    """Our table name as an nn.ModuleDict accepts it: no dot, no clash with a method (`type`, `items`)."""
+    return _PREFIX + table.replace(".", ":")
+
+
+def table_name(torchrec: str) -> str:
+    """The inverse of `torchrec_name`; feature names hold neither dots nor colons."""
+    return torchrec.removeprefix(_PREFIX).replace(":", ".")
+
+
+def padded(dim: int) -> int:
+    """Columns that FBGEMM stores for a logical width: the next multiple of 4."""
+    return -(-dim // 4) * 4
+
+
+@dataclass(frozen=True)
+class Table:
+    """One logical table: what the user declared, without padding."""
+
+    name: str
+    feature: str
+    rows: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is built for; the first argument of every model's constructor."""
+
+    schema: Schema
+    embedding_dim: int = 16
+    dims: Mapping[str, int] = field(default_factory=dict)
+    """Width of single tables, by table name, where it is not embedding_dim."""
+    pooling: Mapping[str, str] = field(default_factory=dict)
+    """`sum` or `mean` of single multi-valued features; the rest are averaged."""
+
+    def dim(self, feature: str) -> int:
+        return self.dims.get(feature, self.embedding_dim)
+
+
+class Embedded:
+    """Pooled rows of one batch, read by field; the columns behind it are shared, not copied."""
+
+    def __init__(self, columns: Mapping[str, Tensor], features: tuple[str, ...]) -> None:
+        self._columns = columns
+        self._features = features
+
+    def fields(self) -> list[Tensor]:
+        """F tensors (B, E_f), one a categorical feature in the schema's order."""
+        return [self._columns[name] for name in self._features]
+
+    def wide(self) -> Tensor:
+        """(B, F) first-order weights."""
+        return torch.cat([self._columns[name + WIDE] for name in self._features], dim=1)
+
+
+class Embeddings(nn.Module):
+    """All tables of a model in one EmbeddingBagCollection, so that TorchRec shards them together.
+
+    Args:
+        inputs: schema and widths.
+        deep: have a table of `embedding_dim` per feature.
+        wide: have a 1-wide table per feature.
+        equal_dims: the model stacks fields, so all deep tables must have one width.
+
+    Raises:
+        ConfigError: `equal_dims` and a table of another width, an unknown table or feature in
+            `dims` or `pooling`, or a pooling other than sum and mean.
+    """
+
+    def __init__(
+        self, inputs: Inputs, *, deep: bool = True, wide: bool = False, equal_dims: bool = False
+    ) -> None:
+        super().__init__()
+        schema = inputs.schema
+        self.features = tuple(feature.name for feature in schema.sparse)
+        self.specs: list[Table] = []
+        for feature in schema.sparse:
+            if deep:
+                self.specs.append(Table(feature.name, feature.name, feature.rows, inputs.dim(feature.name)))
+            if wide:
+                self.specs.append(Table(feature.name + WIDE, feature.name, feature.rows, 1))
+        self._check(inputs, equal_dims)
+        self._mean = tuple(
+            name
+            for name in self.features
+            if schema.feature(name).multi and inputs.pooling.get(name, "mean") == "mean"
+        )
+        # Every table sums; averages are taken here, because TorchRec's plans divide differently.
+        self.tables = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=torchrec_name(table.name),
+                    feature_names=[table.feature],
+                    num_embeddings=table.rows,
+                    embedding_dim=padded(table.dim),
+                    pooling=PoolingType.SUM,
+                )
+                for table in self.specs
+            ],
+            device=torch.device("meta"),
+        )
+
+    def _check(self, inputs: Inputs, equal_dims: bool) -> None:
+        for name in inputs.dims:
+            if name not in self.features:
+                raise ConfigError(f"model.tables: {name!r} is no categorical feature of the dataset")
+            if equal_dims and inputs.dim(name) != inputs.embedding_dim:
+                raise ConfigError(
+                    f"model.tables.{name}: dim {inputs.dim(name)} differs from embedding_dim {inputs.embedding_dim}, "
+                    "and this model stacks its fields; use one width or a model that concatenates them"
+                )
+        for name, how in inputs.pooling.items():
+            if name not in self.features or not inputs.schema.feature(name).multi:
+                raise ConfigError(f"model.tables: {name!r} is no multi-valued feature, so it has no pooling")
+            if how not in ("sum", "mean"):
+                raise ConfigError(f"model.tables.{name}: pooling {how!r} is neither 'sum' nor 'mean'")
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Look up and pool: one column block per table, unpadded."""
+        pooled: KeyedTensor = self.tables(batch.sparse)
+        by_key = pooled.to_dict()
+        lengths = {name: batch.sparse[name].lengths() for name in self._mean}
+        columns: dict[str, Tensor] = {}
+        for table, output in self._outputs():
+            value = by_key[output][:, : table.dim]
+            if table.feature in lengths:
+                value = value / lengths[table.feature].clamp(min=1).to(value.dtype)[:, None]
+            columns[table.name] = value
+        return Embedded(columns, self.features)
+
+    def _outputs(self) -> Iterator[tuple[Table, str]]:
+        """Each table with the key TorchRec gives its output: features of two tables get an @."""
+        shared = len(self.specs) > len(self.features)
+        for table in self.specs:
+            yield table, f"{table.feature}@{torchrec_name(table.name)}" if shared else table.feature
