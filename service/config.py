@@ -1,0 +1,304 @@
+"""The job file: what a user may write, checked before anything starts. No torch here.
+
+A job is YAML. Unknown keys are refused with the nearest known one; every field's docstring says
+what it means and its unit. Only `service/build.py` turns these settings into objects.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sparta.models.errors import ConfigError
+
+TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
+ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]
+
+
+class Settings(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DownSampling(Settings):
+    """Negatives that were dropped when the data was made; the scores are corrected for them."""
+
+    kept: float = Field(gt=0, le=1)
+    """Share of the negatives that was kept."""
+    splits: tuple[Literal["train", "valid", "test"], ...] = ("train",)
+    """Splits that were down-sampled; metrics of these are left as they are."""
+
+
+class DataSettings(Settings):
+    path: str
+    """Dataset folder made by `sparta prepare`; ${NAME} is taken from the environment."""
+    batch_size: PositiveInt = 4096
+    """Samples of a global batch, over all ranks."""
+    streams: PositiveInt = 16
+    """Independent readers whose rows are mixed in every batch; divides batch_size."""
+    prefetch: PositiveInt = 4
+    """Batches read ahead in the background."""
+    negatives: DownSampling | None = None
+
+    @model_validator(mode="after")
+    def _streams_divide(self) -> "DataSettings":
+        if self.batch_size % self.streams:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by streams {self.streams}; change one of them"
+            )
+        return self
+
+
+class ModelSettings(Settings):
+    name: str
+    """dnn, wide_deep, pnn, deepfm, dcn, dcn_v2, dlrm, or `package.module:Class`."""
+    embedding_dim: PositiveInt = 16
+    init_std: NonNegativeFloat = 1e-4
+    """Standard deviation of the tables' initial weights."""
+    args: Mapping[str, Any] = {}
+    """Keyword arguments of the model's constructor."""
+
+
+class TableSettings(Settings):
+    """What one table does differently; a feature's settings hold for its 1-wide twin `<name>.wide` too."""
+
+    dim: PositiveInt | None = None
+    pooling: Literal["sum", "mean"] | None = None
+    """Of a multi-valued feature; mean if not said."""
+    init_std: NonNegativeFloat | None = None
+    optimizer: TableOptimizerName | None = None
+    lr: PositiveFloat | None = None
+
+
+class TableOptimizerSettings(Settings):
+    name: TableOptimizerName = "rowwise_adagrad"
+    engine: Literal["fbgemm"] = "fbgemm"
+    lr: PositiveFloat = 2e-2
+    eps: PositiveFloat = 1e-8
+
+
+class DenseOptimizerSettings(Settings):
+    name: DenseOptimizerName = "adam"
+    lr: PositiveFloat = 1e-3
+    args: Mapping[str, Any] = {}
+    """Further keyword arguments of the torch.optim class, such as weight_decay or betas."""
+    clip_norm: PositiveFloat | None = None
+    """Largest 2-norm of the whole dense gradient."""
+
+
+class ScheduleSettings(Settings):
+    """The factor on every learning rate; steps count from 1."""
+
+    warmup: NonNegativeInt = 0
+    """Steps of linear rise from 0."""
+    decay: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Factor at the end of training; exponential needs it above 0."""
+
+    @model_validator(mode="after")
+    def _exponential_has_a_floor(self) -> "ScheduleSettings":
+        if self.decay == "exponential" and self.floor == 0:
+            raise ValueError("decay exponential never reaches 0; give a floor above 0, such as 0.01")
+        return self
+
+
+class PlateauSettings(Settings):
+    """Lower every learning rate when the validation metric stops improving."""
+
+    metric: Literal["auc", "gauc", "logloss"] = "auc"
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    patience: NonNegativeInt = 0
+    """Evaluations without improvement that are let pass."""
+    floor: float = Field(default=1e-4, gt=0, lt=1)
+    """Smallest factor."""
+
+
+class OptimSettings(Settings):
+    tables: TableOptimizerSettings = TableOptimizerSettings()
+    dense: DenseOptimizerSettings = DenseOptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    plateau: PlateauSettings | None = None
+
+
+class ShardingSettings(Settings):
+    plan: str = "auto"
+    """`auto`, or a plan.json to force."""
+    constraints: Mapping[str, tuple[ShardingType, ...]] = {}
+    """Sharding types allowed per table; a table's constraint holds for its 1-wide twin too."""
+    memory_gb: PositiveFloat | None = None
+    """Memory of one rank for tables, their optimizer and their buffers, in GiB; no limit if not said."""
+
+
+class EarlyStopSettings(Settings):
+    metric: Literal["auc", "gauc", "logloss"] = "auc"
+    patience: NonNegativeInt = 2
+    """Evaluations without improvement that are let pass; the best weights are restored."""
+    min_delta: NonNegativeFloat = 0.0
+
+
+class TrainSettings(Settings):
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    """Stop after so many steps, whatever the epochs."""
+    seed: NonNegativeInt = 1
+    ranks: PositiveInt = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32"] = "fp32"
+    log_every: PositiveInt = 10
+    """Steps between two lines of history.jsonl."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between two evaluations on the valid split; once an epoch if not said."""
+    early_stop: EarlyStopSettings | None = None
+    gauc_by: str | None = None
+    """Categorical feature whose values group the rows for GAUC, such as the user."""
+
+
+class Job(Settings):
+    """One training job."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataSettings
+    model: ModelSettings
+    tables: Mapping[str, TableSettings] = {}
+    """What single tables do differently, by name."""
+    optim: OptimSettings = OptimSettings()
+    sharding: ShardingSettings = ShardingSettings()
+    train: TrainSettings = TrainSettings()
+
+    def dump(self) -> str:
+        """The whole job with every default written out, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def hash(self) -> str:
+        """A short hash of everything that decides the result."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
+            :12
+        ]
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file, edit it with `key=value` overrides, check it.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, bad override, unknown key or bad value; one line each.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a job file") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(
+            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: a job file is a mapping of keys such as name, data, model; see the README"
+        )
+    for override in overrides:
+        edit(raw, override)
+    return parse_job(raw, str(path))
+
+
+def parse_job(raw: Mapping[str, Any], source: str) -> Job:
+    """Check a job given as a mapping; `source` names it in errors."""
+    try:
+        job = Job.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error, Job)}") from error
+    path = os.path.expandvars(job.data.path)
+    if "$" in path:
+        raise ConfigError(f"{source}: data.path: {path} names a variable that is not set; export it")
+    data = job.data.model_copy(update={"path": os.path.abspath(os.path.expanduser(path))})
+    return job.model_copy(update={"data": data})
+
+
+def edit(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.c=value` to a nested mapping, in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: not of the form key.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = raw.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {parent} is {below!r}, not a mapping; set it as a whole")
+        raw = below
+    try:
+        raw[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    value = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            above, _, key = place.rpartition(".")
+            return f"{place}: unknown key{_nearest(key, _keys(root, first['loc'][:-1]), above)}"
+        case "missing":
+            return f"{place}: this key is required"
+        case "literal_error":
+            known = [
+                word.strip("'") for word in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")
+            ]
+            return f"{place}: {value!r} is none of {', '.join(known)}{_nearest(str(value), known, '')}"
+        case "value_error":
+            message = str(first["ctx"]["error"])
+            return f"{place}: {message}" if place else message
+        case _:
+            return f"{place}: {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _nearest(word: str, known: Sequence[str], above: str) -> str:
+    match = get_close_matches(word, known, 1, 0.5)
+    if match:
+        return f"; did you mean {above + '.' if above else ''}{match[0]}?"
+    return f"; known: {', '.join(known)}" if above or known else ""
+
+
+def _keys(root: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys a section knows, found by walking the annotations along `path`."""
+    section: type[BaseModel] | None = root
+    parts = iter(path)
+    for part in parts:
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            return []
+        if get_origin(field.annotation) is Mapping:
+            next(parts, None)  # the mapping's own key, such as a table's name
+        section = _section(field.annotation)
+    return list(section.model_fields) if section else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class inside `X`, `X | None` or `Mapping[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section(argument)
+        if found is not None:
+            return found
+    return None
