@@ -1,0 +1,211 @@
+"""`python -m sparta.service VERB`: what `sparta` starts, on every rank. The arguments are defined here.
+
+A mistake of the user's ends in one line `error: ...` on standard error and the error's exit code; `-v`
+shows the traceback and the libraries' own messages.
+"""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparta.models.errors import SpartaError
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs with their arguments."""
+    top = argparse.ArgumentParser(
+        prog="sparta", description="Train recommenders on sharded embedding tables."
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    synth = verbs.add_parser("synth", help="make Criteo-shaped data with known best metrics")
+    synth.add_argument("--out", type=Path, required=True, help="folder to make")
+    synth.add_argument("--rows", type=_positive, default=400_000, help="rows of all splits together")
+    synth.add_argument("--seed", type=int, default=1)
+
+    prepare = verbs.add_parser("prepare", help="raw files to a dataset folder")
+    prepare.add_argument("spec", help="SPEC.yaml, or the name of a built-in spec: criteo, generic")
+    prepare.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    prepare.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    _set(prepare)
+
+    check = verbs.add_parser("check", help="validate a job and its dataset against each other")
+    _job(check)
+
+    plan = verbs.add_parser("plan", help="show where the tables would go and what they take; needs no GPU")
+    _job(plan)
+    plan.add_argument("--ranks", type=_positive, help="default: train.ranks of the job")
+    plan.add_argument("--local-ranks", type=_positive, help="ranks on one machine; default: all")
+    plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    plan.add_argument("--memory-gb", type=float, help="memory of one rank for tables and buffers")
+    plan.add_argument("--save", type=Path, help="write the plan here, to force it with sharding.plan")
+
+    train = verbs.add_parser("train", help="train and test a model")
+    _job(train)
+    train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
+
+    evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
+    evaluate.add_argument("run", type=Path, help="run directory")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    predict = verbs.add_parser("predict", help="probabilities for a file of raw values")
+    predict.add_argument("run", type=Path, help="run directory")
+    predict.add_argument("file", type=Path, help="raw Parquet or CSV file with the columns of the spec")
+    predict.add_argument("--out", type=Path, required=True, help="Parquet file to make")
+    predict.add_argument("--checkpoint", choices=("best", "last"), default="best")
+
+    for name, verb in verbs.choices.items():
+        verb.prog = f"sparta {name}"
+        verb.add_argument("-v", "--verbose", action="store_true", help="libraries' messages and tracebacks")
+        if name in ("train", "evaluate", "predict"):
+            verb.add_argument(
+                "--ranks", type=_positive, help="local processes; default: train.ranks of the job"
+            )
+    return top
+
+
+def _job(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("job", type=Path, help="JOB.yaml")
+    _set(verb)
+
+
+def _set(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="edit the file before it is checked"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def synth(arguments: argparse.Namespace) -> None:
+    from sparta.service.data.synth import synth
+
+    synth(arguments.out, rows=arguments.rows, seed=arguments.seed)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    from sparta.service.data.prepare import prepare
+    from sparta.service.data.spec import load_spec
+
+    prepare(load_spec(arguments.spec, arguments.set), arguments.out, overwrite=arguments.overwrite)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    from sparta.service.check import check
+    from sparta.service.config import load_job
+
+    for line in check(load_job(arguments.job, arguments.set)):
+        print(line)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sparta.models import zoo
+    from sparta.service import build
+    from sparta.service.config import load_job
+    from sparta.sharding.plan import format_plan
+
+    job = load_job(arguments.job, arguments.set)
+    ranks = arguments.ranks or job.train.ranks
+    made = build.plan(
+        job,
+        zoo.tables(build.model(job, build.schema(job))),
+        ranks=ranks,
+        local_ranks=arguments.local_ranks or ranks,
+        device=arguments.device,
+        memory_gb=arguments.memory_gb,
+    )
+    Console().print(format_plan(made))
+    if arguments.save:
+        made.save(arguments.save)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from sparta.service.config import load_job
+    from sparta.service.run import RunDirectory
+    from sparta.service.train import train
+    from sparta.service.world import world
+
+    job = load_job(arguments.job, arguments.set)
+    with world(job.train.device) as here:
+        # The resolved job says on how many ranks it really ran.
+        job = job.model_copy(update={"train": job.train.model_copy(update={"ranks": here.ranks})})
+        train(job, RunDirectory(arguments.run_dir or Path("runs") / job.name), here)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from sparta.service.report import show_scores
+    from sparta.service.run import RunDirectory
+    from sparta.service.scoring import checked_split
+    from sparta.service.train import score, trained
+    from sparta.service.world import world
+
+    run = RunDirectory(arguments.run)
+    with world(run.read_job().train.device) as here:
+        job, schema, sharded = trained(run, here, arguments.checkpoint)
+        checked_split(schema, arguments.split, Path(job.data.path))
+        scores = score(job, schema, sharded, here, arguments.split)
+        if here.first and arguments.json:
+            print(json.dumps({arguments.split: scores}))
+        elif here.first:
+            show_scores({arguments.split: scores}, schema)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    from sparta.service.predict import predict
+    from sparta.service.run import RunDirectory
+    from sparta.service.train import trained
+    from sparta.service.world import world
+
+    run = RunDirectory(arguments.run)
+    with world(run.read_job().train.device) as here:
+        job, schema, sharded = trained(run, here, arguments.checkpoint)
+        rows = predict(job, schema, sharded, here, arguments.file, arguments.out)
+        if here.first:
+            print(f"{rows} rows scored: {arguments.out}")
+
+
+VERBS = {
+    "synth": synth,
+    "prepare": prepare,
+    "check": check,
+    "plan": plan,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the process's exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.verb not in ("synth", "prepare"):
+            from sparta.sharding.quiet import silence
+
+            if not arguments.verbose:
+                silence()
+        VERBS[arguments.verb](arguments)
+    except SpartaError as error:
+        if arguments.verbose:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""From settings to objects: the only place that has seen both.
+
+Everything below takes plain keyword arguments; everything here is a function of a `Job`.
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sparta.models import zoo
+from sparta.models.embedding import WIDE, Inputs, Table
+from sparta.models.errors import ConfigError
+from sparta.models.schema import Schema, load_schema
+from sparta.optim.schedule import Plateau, Schedule
+from sparta.service.config import Job, TableSettings
+from sparta.service.data.loader import Loader
+from sparta.service.step import OnePass, Step
+from sparta.service.world import World
+from sparta.sharding.plan import Plan, load_plan, make_plan
+from sparta.sharding.shard import Sharded, shard
+from sparta.sharding.sharder import TableOptimizer
+
+DENSE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+}
+
+GIB = 1 << 30
+
+
+def schema(job: Job) -> Schema:
+    """The dataset's schema, checked against what the job names in it."""
+    found = load_schema(Path(job.data.path))
+    features = [feature.name for feature in found.sparse]
+    for name in job.tables:
+        _known(name, features, "tables")
+    for name in job.sharding.constraints:
+        _known(name, features, "sharding.constraints")
+    group = job.train.gauc_by
+    if group is not None:
+        _known(group, features, "train.gauc_by", twins=False)
+        if found.feature(group).multi:
+            raise ConfigError(f"train.gauc_by: {group!r} is multi-valued; group by a single-valued feature")
+    if "train" not in found.splits:
+        raise ConfigError(f"{job.data.path}: has no train split, only {', '.join(found.splits)}")
+    if job.train.early_stop and "valid" not in found.splits:
+        raise ConfigError(
+            f"train.early_stop: {job.data.path} has no valid split; prepare one or drop early_stop"
+        )
+    if job.optim.plateau and "valid" not in found.splits:
+        raise ConfigError(f"optim.plateau: {job.data.path} has no valid split; prepare one or drop plateau")
+    for metric in (job.train.early_stop, job.optim.plateau):
+        if metric and metric.metric == "gauc" and group is None:
+            raise ConfigError("metric gauc needs train.gauc_by, the feature that groups the rows")
+    return found
+
+
+def model(job: Job, of: Schema) -> nn.Module:
+    """The model with its tables on the meta device; dense weights depend on the seed only."""
+    dims = {name: table.dim for name, table in job.tables.items() if table.dim is not None}
+    pooling = {name: table.pooling for name, table in job.tables.items() if table.pooling is not None}
+    inputs = Inputs(of, job.model.embedding_dim, dims, pooling)
+    torch.manual_seed(job.train.seed)
+    return zoo.build(job.model.name, inputs, job.model.args)
+
+
+def table_settings(job: Job, table: Table) -> TableSettings:
+    """A table's own settings: its feature's, and over them its own where it is a named twin."""
+    merged = job.tables.get(table.feature, TableSettings())
+    if table.name.endswith(WIDE) and table.name in job.tables:
+        own = job.tables[table.name].model_dump(exclude_none=True)
+        merged = merged.model_copy(update=own)
+    return merged
+
+
+def table_optimizers(job: Job, tables: Sequence[Table]) -> dict[str, TableOptimizer]:
+    """The optimizer of every table, by table name."""
+    default = job.optim.tables
+    chosen = {}
+    for table in tables:
+        own = table_settings(job, table)
+        chosen[table.name] = TableOptimizer(
+            name=own.optimizer or default.name, lr=own.lr or default.lr, eps=default.eps
+        )
+    return chosen
+
+
+def plan(
+    job: Job,
+    tables: Sequence[Table],
+    *,
+    ranks: int,
+    local_ranks: int,
+    device: str,
+    memory_gb: float | None = None,
+) -> Plan:
+    """The forced plan of the job, or the planner's."""
+    limit = memory_gb or job.sharding.memory_gb
+    if job.sharding.plan != "auto":
+        return load_plan(Path(job.sharding.plan), tables, ranks=ranks)
+    return make_plan(
+        tables,
+        ranks=ranks,
+        local_ranks=local_ranks,
+        device=device,
+        batch_size=job.data.batch_size,
+        constraints=job.sharding.constraints,
+        optimizers=table_optimizers(job, tables),
+        memory_bytes=int(limit * GIB) if limit else None,
+    )
+
+
+def sharded(job: Job, built: nn.Module, by: Plan, world: World) -> Sharded:
+    """The model with its tables on their ranks."""
+    tables = zoo.tables(built)
+    stds = {table.name: table_settings(job, table).init_std for table in tables}
+    return shard(
+        built,
+        by,
+        optimizers=table_optimizers(job, tables),
+        device=world.device,
+        seed=job.train.seed,
+        init_std=job.model.init_std,
+        init_stds={name: std for name, std in stds.items() if std is not None},
+    )
+
+
+def dense_optimizer(job: Job, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of everything that is not in a table.
+
+    Raises:
+        ConfigError: `optim.dense.args` do not fit the class.
+    """
+    settings = job.optim.dense
+    kind = DENSE_OPTIMIZERS[settings.name]
+    try:
+        return kind(list(parameters.values()), lr=settings.lr, **settings.args)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optim.dense.args: {kind.__name__} says: {error}") from error
+
+
+def step(job: Job, of: Sharded, world: World) -> Step:
+    """One pass or, one day, two: chosen here, once."""
+    dense = dense_optimizer(job, of.dense_parameters())
+    return OnePass(of, dense, ranks=world.ranks, clip_norm=job.optim.dense.clip_norm)
+
+
+def train_loader(job: Job, of: Schema, world: World) -> Loader:
+    """Shuffled batches of the train split."""
+    return Loader(
+        Path(job.data.path),
+        of,
+        "train",
+        batch_size=job.data.batch_size,
+        streams=job.data.streams,
+        rank=world.rank,
+        ranks=world.ranks,
+        seed=job.train.seed,
+        prefetch=job.data.prefetch,
+    )
+
+
+def scoring_loader(folder: Path, of: Schema, split: str, batch_size: int, world: World) -> Loader:
+    """A split in file order, every row once: rank r reads the r-th contiguous share of the rows."""
+    share = -(-batch_size // world.ranks)
+    return Loader(
+        folder,
+        of,
+        split,
+        batch_size=share * world.ranks,
+        streams=world.ranks,
+        rank=world.rank,
+        ranks=world.ranks,
+        shuffle=False,
+    )
+
+
+def schedule(job: Job, total_steps: int) -> Schedule:
+    """The factor on the learning rates as a function of the step."""
+    settings = job.optim.schedule
+    return Schedule(
+        warmup=settings.warmup, decay=settings.decay, total_steps=total_steps, floor=settings.floor
+    )
+
+
+def plateau(job: Job) -> Plateau | None:
+    """Reduction of the learning rates when validation stalls, if asked for."""
+    settings = job.optim.plateau
+    if settings is None:
+        return None
+    return Plateau(
+        metric=settings.metric, factor=settings.factor, patience=settings.patience, floor=settings.floor
+    )
+
+
+def _known(name: str, features: Sequence[str], where: str, *, twins: bool = True) -> None:
+    feature = name.removesuffix(WIDE) if twins else name
+    if feature not in features:
+        near = get_close_matches(feature, features, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; features: {', '.join(features)}"
+        raise ConfigError(f"{where}: {name!r} is no categorical feature of the dataset{hint}")

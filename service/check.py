@@ -1,0 +1,45 @@
+"""`check`: does this job fit this dataset, on these ranks? In seconds, before anything starts."""
+
+from pathlib import Path
+
+import torch
+
+from sparta.models import zoo
+from sparta.service import build
+from sparta.service.config import Job
+from sparta.service.world import World
+
+
+def check(job: Job) -> list[str]:
+    """What the job will do, a line each.
+
+    Raises:
+        SpartaError: the first thing that is wrong.
+    """
+    schema = build.schema(job)
+    model = build.model(job, schema)
+    tables = zoo.tables(model)
+    # A throw-away copy of the dense part's names is enough to try the optimizer's arguments.
+    build.dense_optimizer(job, dict(dense_parameters(model)))
+    device = "cuda" if job.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    plan = build.plan(job, tables, ranks=job.train.ranks, local_ranks=job.train.ranks, device=device)
+    alone = World(rank=0, ranks=1, local_ranks=1, device=torch.device("cpu"))
+    steps = build.train_loader(job, schema, alone).steps
+    for split in ("valid", "test"):
+        if split in schema.splits:
+            build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, alone)
+    rows = ", ".join(f"{split} {rows:,}" for split, rows in schema.splits.items())
+    dense = sum(parameter.numel() for _, parameter in dense_parameters(model))
+    weights = sum(table.rows * table.dim for table in tables)
+    return [
+        f"{job.name}: {job.model.name}, {dense:,} dense weights, {len(tables)} tables with {weights:,} weights",
+        f"data: {job.data.path}: {rows} rows; labels {', '.join(schema.labels)}",
+        f"training: {job.train.epochs} x {steps:,} steps of {job.data.batch_size:,} samples on {job.train.ranks} ranks",
+        plan.summary(),
+        "ok",
+    ]
+
+
+def dense_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that are not in a table (tables are still on the meta device)."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta]

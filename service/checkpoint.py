@@ -1,0 +1,86 @@
+"""Weights on disk, in a form that any plan and any number of ranks can read.
+
+    checkpoints/step-000001000/{*.distcp, .metadata, COMMIT}      checkpoints/best
+
+torch.distributed.checkpoint writes one logical, unpadded tensor per table (`tables/<name>`) and per dense
+parameter or buffer (`dense/<name>`). COMMIT is written last: without it a directory is not a checkpoint.
+`best` holds the name of the best one. Only the newest and the best are kept.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from sparta.models.errors import DataError
+from sparta.service.run import write_atomically
+from sparta.sharding.shard import Sharded
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run; every method but `find` is collective.
+
+    Args:
+        folder: `checkpoints/` of the run directory, shared by all ranks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, sharded: Sharded, step: int, *, best: bool) -> None:
+        """Write the weights after `step`; then drop what is neither the newest nor the best."""
+        place = self._folder / f"step-{step:09d}"
+        if not (place / "COMMIT").exists():
+            dcp.save(sharded.state_dict(), checkpoint_id=str(place))
+        dist.barrier()  # all ranks have looked for COMMIT, and all have written, before it appears
+        if dist.get_rank() == 0:
+            write_atomically(place / "COMMIT", json.dumps({"format": FORMAT, "step": step}) + "\n")
+            if best:
+                write_atomically(self._folder / "best", place.name + "\n")
+            self._drop_all_but({place, self.find("best")})
+        dist.barrier()
+
+    def load(self, sharded: Sharded, which: Literal["best", "last"]) -> int:
+        """Fill the weights from a checkpoint; the step it was taken after."""
+        place = self.find(which)
+        state = sharded.state_dict()
+        dcp.load(state, checkpoint_id=str(place))
+        sharded.load_state_dict(state)
+        return int(json.loads((place / "COMMIT").read_text())["step"])
+
+    def find(self, which: Literal["best", "last"]) -> Path:
+        """The best checkpoint (the newest, when none was called best), or the newest.
+
+        Raises:
+            DataError: there is none, or it has another format.
+        """
+        marker = self._folder / "best"
+        if which == "best" and marker.is_file():
+            place = self._folder / marker.read_text().strip()
+        else:
+            complete = sorted(path.parent for path in self._folder.glob("step-*/COMMIT"))
+            if not complete:
+                raise DataError(
+                    f"{self._folder}: holds no complete checkpoint; train first with `sparta train`"
+                )
+            place = complete[-1]
+        try:
+            found = json.loads((place / "COMMIT").read_text())["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{place}: COMMIT is missing or broken, so the checkpoint is not complete"
+            ) from error
+        if found != FORMAT:
+            raise DataError(f"{place}: checkpoint format {found}, this sparta reads {FORMAT}")
+        return place
+
+    def _drop_all_but(self, keep: set[Path]) -> None:
+        for path in self._folder.glob("step-*"):
+            if path not in keep:
+                (path / "COMMIT").unlink(missing_ok=True)
+                shutil.rmtree(path)

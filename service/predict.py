@@ -1,0 +1,63 @@
+"""`predict`: raw values in, probabilities out, through the dataset's vocabulary."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from sparta.models.errors import ConfigError
+from sparta.models.schema import Schema
+from sparta.service import build
+from sparta.service.config import Job
+from sparta.service.data.prepare import encode_file
+from sparta.service.scoring import probabilities
+from sparta.service.world import World
+from sparta.sharding.shard import Sharded
+
+SPLIT = "predict"
+
+
+def predict(job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path, out: Path) -> int:
+    """Score every row of `raw`, in order, into `out`: one float32 column `<label>` a task; the number of rows.
+
+    The ranks score contiguous shares; `out` appears at the end, in one piece.
+
+    Raises:
+        ConfigError: `out` exists or its folder does not.
+        DataError: `raw` does not hold what the dataset's columns need.
+    """
+    scratch = out.with_name(out.name + ".draft")
+    rows = world.once(lambda: _encode(Path(job.data.path), schema, raw, out, scratch))
+    scored = schema.model_copy(update={"splits": {SPLIT: rows}})
+    loader = build.scoring_loader(scratch, scored, SPLIT, job.data.batch_size, world)
+    first, end = rows * world.rank // world.ranks, rows * (world.rank + 1) // world.ranks
+    kept = job.data.negatives.kept if job.data.negatives else 1.0
+    scores = probabilities(sharded, loader, world, rows=end - first, negatives_kept=kept).numpy()
+    columns = {label: pa.array(scores[:, task]) for task, label in enumerate(schema.labels)}
+    pq.write_table(pa.table(columns), scratch / f"rank-{world.rank:05d}.parquet")
+    dist.barrier()
+    world.once(lambda: _join(scratch, world.ranks, out))
+    return rows
+
+
+def _encode(dataset: Path, schema: Schema, raw: Path, out: Path, scratch: Path) -> int:
+    """Encode `raw` into the scratch folder as a split of its own; its rows."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; give another --out or remove it")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out}: its folder does not exist; make it or give another --out")
+    shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted run
+    return encode_file(dataset, schema, raw, scratch / SPLIT)
+
+
+def _join(scratch: Path, ranks: int, out: Path) -> None:
+    """The ranks' shares one after the other, renamed into place when complete."""
+    parts = [pq.ParquetFile(scratch / f"rank-{rank:05d}.parquet") for rank in range(ranks)]
+    joined = scratch / "scores.parquet"
+    with pq.ParquetWriter(joined, parts[0].schema_arrow) as writer:
+        for part in parts:
+            writer.write_table(part.read())
+    joined.replace(out)
+    shutil.rmtree(scratch)

@@ -1,0 +1,99 @@
+"""A run directory: one run's job, plan, history, checkpoints and result. Never two runs in one.
+
+runs/<name>/job.yaml   plan.json   history.jsonl   result.json   curves.png   checkpoints/   logs/
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sparta.models.errors import ConfigError
+from sparta.service.config import Job, load_job
+
+FORMAT = 1
+"""Version of the run directory, written to result.json."""
+
+_PACKAGES = ("sparta", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job = path / "job.yaml"
+        self.plan = path / "plan.json"
+        self.history = path / "history.jsonl"
+        self.result = path / "result.json"
+        self.curves = path / "curves.png"
+        self.checkpoints = path / "checkpoints"
+
+    def check_free(self) -> None:
+        """Refuse a directory that holds another run or cannot be written.
+
+        Raises:
+            ConfigError: in one line, with the way out.
+        """
+        if self.job.exists():
+            raise ConfigError(f"{self.path}: already holds a run; give another --run-dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: cannot be made ({error.strerror}); give a writable --run-dir"
+            ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise ConfigError(f"{self.path}: not writable; give another --run-dir")
+
+    def claim(self, job: Job) -> None:
+        """Write the resolved job: from now on the directory is this run's.
+
+        Raises:
+            ConfigError: another run was quicker.
+        """
+        try:
+            with self.job.open("x") as file:
+                file.write(job.dump())
+        except FileExistsError as error:
+            raise ConfigError(f"{self.path}: already holds a run; give another --run-dir") from error
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def read_job(self) -> Job:
+        """The resolved job of a finished or running run.
+
+        Raises:
+            ConfigError: this is no run directory.
+        """
+        if not self.job.is_file():
+            raise ConfigError(f"{self.path}: holds no job.yaml, so it is no run directory of `sparta train`")
+        return load_job(self.job)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json in one piece."""
+        write_atomically(
+            self.result, json.dumps({"format": FORMAT, **result}, indent=1, allow_nan=False) + "\n"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of it."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

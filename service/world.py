@@ -1,0 +1,74 @@
+"""The ranks of this run: one process group, one device a rank. A single process is a world of one."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from sparta.models.errors import ConfigError, SpartaError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among its peers."""
+
+    rank: int
+    ranks: int
+    local_ranks: int
+    """Ranks on this machine; table_row_wise places a table within one machine."""
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for all: files, progress bar, tables."""
+        return self.rank == 0
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Do it on the first rank only; its result, or its error, on every rank. Collective."""
+        answer: list[T | SpartaError | None] = [None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except SpartaError as error:
+                answer[0] = error
+        dist.broadcast_object_list(answer)
+        if isinstance(answer[0], SpartaError):
+            raise answer[0]
+        return cast(T, answer[0])
+
+
+@contextmanager
+def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
+    """Join the ranks that torchrun started, or be alone; leave them at the end.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: cuda, but torch sees no GPU here; use cpu or auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    joined = not dist.is_initialized()
+    if joined:
+        backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield World(
+            rank=dist.get_rank(),
+            ranks=dist.get_world_size(),
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
+        )
+    finally:
+        if joined:
+            dist.destroy_process_group()

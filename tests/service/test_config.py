@@ -1,0 +1,108 @@
+"""The job file: what is refused, how it is said, and that nothing is lost on the way to disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparta.models.errors import ConfigError
+from sparta.service.config import Job, load_job
+
+JOB = {
+    "name": "toy",
+    "data": {"path": "data/toy", "batch_size": 64, "streams": 16},
+    "model": {"name": "deepfm", "args": {"hidden": [8]}},
+    "sharding": {"constraints": {"C3": ["row_wise"]}},
+}
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(JOB))
+    return path
+
+
+def test_a_dumped_job_reads_back_equal(job_file: Path, tmp_path: Path) -> None:
+    job = load_job(job_file, ["tables.C3.lr=0.5", "train.early_stop.patience=3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(job.dump())
+    assert load_job(again) == job
+    assert load_job(again).hash() == job.hash()
+
+
+def test_an_override_edits_before_validation(job_file: Path) -> None:
+    job = load_job(job_file, ["optim.tables.lr=2e-3", "model.args.hidden=[4, 4]", "data.batch_size=32"])
+    assert job.optim.tables.lr == 0.002
+    assert job.model.args["hidden"] == [4, 4]
+    assert job.data.batch_size == 32
+    assert job.hash() != load_job(job_file).hash()
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("data.batchsize=3", "data.batchsize: unknown key; did you mean data.batch_size?"),
+        ("tables.C3.dims=3", "tables.C3.dims: unknown key; did you mean tables.C3.dim?"),
+        ("train.early_stop.patince=1", "did you mean train.early_stop.patience?"),
+        ("colour=red", "colour: unknown key; known: name, data"),
+        ("optim.tables.name=adagard", "did you mean adagrad?"),
+        ("optim.dense.name=adamm", "did you mean adam?"),
+        ("sharding.constraints.C3=[data_parallel]", "'data_parallel' is none of table_wise"),
+        ("train.epochs=-1", "train.epochs: -1: input should be greater than 0"),
+        ("model.embedding_dim=0", "model.embedding_dim: 0"),
+        ("optim.tables.lr=.inf", "optim.tables.lr: inf"),
+        ("data.batch_size=100", "batch_size 100 does not divide by streams 16"),
+        ("data=3", "data: 3"),
+        ("name=a/b", "name: 'a/b'"),
+        ("data.path=${NOT_SET_ANYWHERE}/x", "names a variable that is not set"),
+        ("optim.schedule.decay=exponential", "give a floor above 0"),
+    ],
+)
+def test_each_mistake_is_one_line_that_names_the_key(job_file: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_job(job_file, [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "a..b=3", "name.x=3"])
+def test_a_malformed_override_is_refused(job_file: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_job(job_file, [override])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_job(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothere"):
+        load_job(tmp_path / "nothere.yaml")
+
+
+def test_the_data_path_takes_the_environment_and_becomes_absolute(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARTA_DATA", "/somewhere")
+    assert load_job(job_file, ["data.path=${SPARTA_DATA}/x"]).data.path == "/somewhere/x"
+    assert Path(load_job(job_file).data.path).is_absolute()
+
+
+def test_every_setting_has_a_default_but_the_essential() -> None:
+    job = Job.model_validate({"name": "x", "data": {"path": "p"}, "model": {"name": "dnn"}})
+    assert job.train.ranks == 1
+
+
+def test_config_and_schema_load_no_torch() -> None:
+    code = (
+        "import sys, sparta.service.config, sparta.models.schema, sparta.models.errors; "
+        "sys.exit(sorted({'torch', 'torchrec', 'torchx', 'pyarrow'} & set(sys.modules)) != [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
