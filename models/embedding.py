@@ -3,11 +3,13 @@
 A feature's table has the feature's name; its 1-wide twin, the first-order ("wide") weights, is
 `<name>.wide`. FBGEMM wants widths divisible by 4, so tables are padded: the padding columns are 0,
 are cut off here, hence get a zero gradient and stay 0 forever.
+
+Reading the output by split and concatenation is deliberate: KeyedTensor.regroup takes twice the time on a CPU.
 """
 
 # B = slots, F = fields (categorical features), E = embedding dim
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,17 +68,25 @@ class Inputs:
 class Embedded:
     """Pooled rows of one batch, read by field; the columns behind it are shared, not copied."""
 
-    def __init__(self, columns: Mapping[str, Tensor], features: tuple[str, ...]) -> None:
-        self._columns = columns
+    def __init__(
+        self, columns: Mapping[str, Tensor], dims: Mapping[str, int], features: Sequence[str]
+    ) -> None:
+        self._columns = columns  # by table name, each (B, padded width)
+        self._dims = dims
         self._features = features
 
     def fields(self) -> list[Tensor]:
         """F tensors (B, E_f), one a categorical feature in the schema's order."""
-        return [self._columns[name] for name in self._features]
+        return [self._unpadded(name) for name in self._features]
 
     def wide(self) -> Tensor:
         """(B, F) first-order weights."""
-        return torch.cat([self._columns[name + WIDE] for name in self._features], dim=1)
+        # One strided slice instead of F: each would cost a buffer of zeros in the backward pass.
+        return torch.cat([self._columns[name + WIDE] for name in self._features], dim=1)[:, :: padded(1)]
+
+    def _unpadded(self, table: str) -> Tensor:
+        column, dim = self._columns[table], self._dims[table]
+        return column if column.shape[1] == dim else column[:, :dim]
 
 
 class Embeddings(nn.Module):
@@ -89,7 +99,7 @@ class Embeddings(nn.Module):
         equal_dims: the model stacks fields, so all deep tables must have one width.
 
     Raises:
-        ConfigError: `equal_dims` and a table of another width, an unknown table or feature in
+        ConfigError: no categorical feature, `equal_dims` and a table of another width, an unknown table or feature in
             `dims` or `pooling`, or a pooling other than sum and mean.
     """
 
@@ -98,6 +108,10 @@ class Embeddings(nn.Module):
     ) -> None:
         super().__init__()
         schema = inputs.schema
+        if not schema.sparse:
+            raise ConfigError(
+                "the dataset has no categorical feature, so there is no table to train; add one to the spec"
+            )
         self.features = tuple(feature.name for feature in schema.sparse)
         self.specs: list[Table] = []
         for feature in schema.sparse:
@@ -106,6 +120,7 @@ class Embeddings(nn.Module):
             if wide:
                 self.specs.append(Table(feature.name + WIDE, feature.name, feature.rows, 1))
         self._check(inputs, equal_dims)
+        self._dims = {table.name: table.dim for table in self.specs}
         self._mean = tuple(
             name
             for name in self.features
@@ -142,17 +157,17 @@ class Embeddings(nn.Module):
                 raise ConfigError(f"model.tables.{name}: pooling {how!r} is neither 'sum' nor 'mean'")
 
     def forward(self, batch: Batch) -> Embedded:
-        """Look up and pool: one column block per table, unpadded."""
+        """Look up and pool: one column block per table."""
         pooled: KeyedTensor = self.tables(batch.sparse)
         by_key = pooled.to_dict()
-        lengths = {name: batch.sparse[name].lengths() for name in self._mean}
-        columns: dict[str, Tensor] = {}
-        for table, output in self._outputs():
-            value = by_key[output][:, : table.dim]
-            if table.feature in lengths:
-                value = value / lengths[table.feature].clamp(min=1).to(value.dtype)[:, None]
-            columns[table.name] = value
-        return Embedded(columns, self.features)
+        columns = {table.name: by_key[output] for table, output in self._outputs()}
+        if self._mean:
+            lengths_FB = batch.sparse.lengths().view(len(self.features), -1)
+            for table in self.specs:
+                if table.feature in self._mean:
+                    length_B = lengths_FB[self.features.index(table.feature)].clamp(min=1)
+                    columns[table.name] = columns[table.name] / length_B[:, None]
+        return Embedded(columns, self._dims, self.features)
 
     def _outputs(self) -> Iterator[tuple[Table, str]]:
         """Each table with the key TorchRec gives its output: features of two tables get an @."""

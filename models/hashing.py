@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20  # entries hashed at a time, so that a large table needs no large temporaries
+_ALL = (1 << 64) - 1
+_STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's constants
 
 
 def _signed(value: int) -> int:
     """The int64 with the bits of an unsigned 64-bit number (torch has no uint64 arithmetic)."""
-    value &= (1 << 64) - 1
+    value &= _ALL
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -27,34 +29,55 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def mix64(x: Tensor) -> Tensor:
     """SplitMix64's step and finaliser on int64 of any shape."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x + _signed(_STEP)
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
     return x ^ _shift(x, 31)
 
 
 def key(*parts: int | str) -> int:
     """One 64-bit key from integers and names; the order matters."""
-    state = torch.zeros((), dtype=torch.int64)
+    state = 0
     for part in parts:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else part
-        state = mix64(state ^ _signed(number))
-    return int(state)
+        state = _mix(state ^ number)
+    return _signed(state)
+
+
+def _mix(x: int) -> int:
+    """`mix64` of one number, without tensors: a layer asks for a key at every step."""
+    x = (x + _STEP) & _ALL
+    x = ((x ^ (x >> 30)) * _FIRST) & _ALL
+    x = ((x ^ (x >> 27)) * _SECOND) & _ALL
+    return x ^ (x >> 31)
 
 
 def keep_mask(
     probability: float, seed_key: int, first: int, rows: int, units: int, device: torch.device
 ) -> Tensor:
-    """(rows, units) bool, True with `probability`; row r is position first + r of the global batch."""
+    """(rows, units) bool, True with `probability`; row r is position first + r of the global batch.
+
+    One 32-bit hash decides two neighbouring units, so the probability is rounded to a multiple of 2^-16.
+    """
     position = torch.arange(first, first + rows, device=device)
     row_key = mix64(position ^ seed_key).to(torch.int32)
-    unit_key = mix64(torch.arange(units, device=device) ^ ~seed_key).to(torch.int32)
+    unit_key = mix64(torch.arange(-(-units // 2), device=device) ^ ~seed_key).to(torch.int32)
+    # MurmurHash3's 32-bit finaliser, in place: a fresh tensor per operation costs more than the arithmetic.
     x = row_key[:, None] ^ unit_key
-    # MurmurHash3's 32-bit finaliser; & makes the arithmetic shift logical.
-    x = (x ^ ((x >> 16) & 0xFFFF)) * -0x7A143595
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * -0x3D4D51CB
-    x = x ^ ((x >> 16) & 0xFFFF)
-    return x < round(probability * 2**32) - 2**31
+    shifted = torch.empty_like(x)
+    _xor_shift(x, 16, shifted).mul_(-0x7A143595)
+    _xor_shift(x, 13, shifted).mul_(-0x3D4D51CB)
+    _xor_shift(x, 16, shifted)
+    threshold = round(probability * 2**16) - 2**15
+    if threshold == 2**15:  # no int16 is above it
+        return torch.ones(rows, units, dtype=torch.bool, device=device)
+    return x.view(torch.int16)[:, :units] < threshold
+
+
+def _xor_shift(x: Tensor, bits: int, shifted: Tensor) -> Tensor:
+    """x ^= x >> bits in place on int32; the & makes torch's arithmetic shift logical."""
+    torch.bitwise_right_shift(x, bits, out=shifted)
+    return x.bitwise_xor_(shifted.bitwise_and_((1 << (32 - bits)) - 1))
 
 
 def fill_normal(
