@@ -48,7 +48,7 @@ class Schedule:
             case "cosine":
                 return self.floor + (1.0 - self.floor) * (1.0 + math.cos(math.pi * done)) / 2
             case "exponential":
-                return self.floor**done
+                return math.pow(self.floor, done)
 
 
 class _Patience:
