@@ -1,0 +1,255 @@
+"""Batches of a prepared dataset, in an order that depends on neither the ranks nor the past.
+
+`order.py` says which row stands where, `rowgroups.py` decodes and checks; here slices of permuted row
+groups are copied straight into the memory of a KeyedJaggedTensor, in a background thread. A row group
+stays in memory from its first to its last use by this rank: about two a stream, however large the data.
+"""
+
+# B = slots of this rank, F = categorical features, D = dense columns, T = tasks
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from sparta.models.batch import Batch, Slots
+from sparta.models.errors import ConfigError
+from sparta.models.schema import Schema
+from sparta.service.data.order import Order, Piece
+from sparta.service.data.rowgroups import Block, RowGroups
+
+# Ids are int64 (what FBGEMM's CPU kernels and our row engines index with; int32 would be converted there),
+# lengths and offsets int32, as TorchRec makes them: all four mixtures run, sharded or not.
+_IDS, _LENGTHS = torch.int64, torch.int32
+
+_POLL_SECONDS = 0.1
+
+
+class Loader:
+    """One rank's share of every global batch of one split.
+
+    Args:
+        folder: a dataset made by `sparta prepare`.
+        batch_size: samples of a global batch; a multiple of `streams`.
+        streams: places of the epoch that every batch is drawn from, equally.
+        shuffle: False keeps the order of the files within a stream; streams=1 is then the file's order.
+        prefetch: batches kept ready by the background thread.
+
+    Raises:
+        ConfigError: sizes that do not fit each other.
+        DataError: a split that is missing, damaged, or at odds with the schema.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: Schema,
+        split: str,
+        *,
+        batch_size: int,
+        streams: int = 16,
+        rank: int = 0,
+        ranks: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        prefetch: int = 4,
+    ) -> None:
+        if prefetch < 1:
+            raise ConfigError(f"data: prefetch is {prefetch}; it must be at least 1")
+        self._schema = schema
+        self._sizes = {"batch_size": batch_size, "streams": streams, "rank": rank, "ranks": ranks}
+        self._seed = seed
+        self._shuffle = shuffle
+        self._prefetch = prefetch
+        self._groups = RowGroups(folder, schema, split)
+        order = self._order(0)
+        self.steps = order.steps
+        """Global batches an epoch."""
+        self._slots = order.slots
+        self._first = order.first
+        self._pin = torch.cuda.is_available()
+        self._keys = [feature.name for feature in schema.sparse]
+        self._runs = _runs(schema)
+        # Without padding and lists every batch has these; consumers must not write to them.
+        features = len(self._keys)
+        self._ones = self._new((features * self._slots,), _LENGTHS)
+        self._ones.fill_(1)
+        self._counting = self._new((features * self._slots + 1,), _LENGTHS)
+        self._counting.copy_(torch.arange(features * self._slots + 1))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches start, start + 1, ... of one epoch; closing the iterator ends its thread.
+
+        Raises:
+            ConfigError: `start` is not in [0, steps].
+            DataError: (while iterating) a damaged file, or a value that breaks a rule.
+        """
+        if not 0 <= start <= self.steps:
+            raise ConfigError(f"data: start {start} is outside the epoch's {self.steps} batches")
+        device = torch.cuda.current_device() if self._pin else None
+        return _prefetched(self._batches(epoch, start, device), self._prefetch)
+
+    def _order(self, epoch: int) -> Order:
+        return Order(self._groups.rows, **self._sizes, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+
+    def _batches(self, epoch: int, start: int, device: int | None) -> Iterator[Batch]:
+        """The batches, made in the thread that asks for them."""
+        if device is not None:
+            torch.cuda.set_device(device)  # pinning opens a context on the thread's device, else on GPU 0
+        order = self._order(epoch)
+        held: dict[int, Block] = {}
+        for index in range(start, order.steps):
+            step = epoch * order.steps + index + 1 if self._shuffle else 0
+            yield self._assemble(step, self._parts(order, index, held))
+
+    def _parts(self, order: Order, index: int, held: dict[int, Block]) -> list[tuple[Piece, Block]]:
+        """The pieces of one batch with their row groups, which are decoded when first needed."""
+        parts = []
+        for piece in order.pieces(index):
+            if piece.group not in held:
+                held[piece.group] = self._groups.read(piece.group, order.rows_of(piece.group))
+            parts.append((piece, held[piece.group]))
+            if piece.last:
+                del held[piece.group]
+        return parts
+
+    def _assemble(self, step: int, parts: Sequence[tuple[Piece, Block]]) -> Batch:
+        B, schema = self._slots, self._schema
+        dense = self._new((B, len(schema.dense)), torch.float32)
+        labels = self._new((B, len(schema.labels)), torch.float32)
+        weights = self._new((B,), torch.float32)
+        into_dense, into_labels, into_weights = dense.numpy(), labels.numpy(), weights.numpy()
+        if sum(piece.rows for piece, _ in parts) < B:
+            for array in (into_dense, into_labels, into_weights):
+                array.fill(0)
+        for piece, block in parts:
+            slots = slice(piece.slot, piece.slot + piece.rows)
+            rows = slice(piece.first, piece.first + piece.rows)
+            into_dense[slots] = block.dense[:, rows].T
+            into_labels[slots] = block.labels[:, rows].T
+            into_weights[slots] = block.weights[rows]
+        slots_of_batch = Slots(seed=self._seed, step=step, first=self._first, weights=weights)
+        return Batch(sparse=self._sparse(parts), dense=dense, labels=labels, slots=slots_of_batch)
+
+    def _sparse(self, parts: Sequence[tuple[Piece, Block]]) -> KeyedJaggedTensor:
+        """Ids by feature, then by slot; a padding slot's bags are empty."""
+        B, F = self._slots, len(self._keys)
+        rows = sum(piece.rows for piece, _ in parts)
+        if rows == B and all(isinstance(run, slice) for run in self._runs):
+            lengths, offsets, per_key = self._ones, self._counting, [B] * F
+        else:
+            lengths = self._new((F * B,), _LENGTHS)
+            offsets = self._new((F * B + 1,), _LENGTHS)
+            lengths_FB = lengths.numpy().reshape(F, B)
+            self._fill_lengths(lengths_FB, parts)
+            offsets.numpy()[0] = 0
+            np.cumsum(lengths.numpy(), out=offsets.numpy()[1:])
+            per_key = lengths_FB.sum(axis=1).tolist()
+        values = self._new((sum(per_key),), _IDS)
+        self._fill_values(values.numpy(), parts)
+        return KeyedJaggedTensor(
+            self._keys, values, lengths=lengths, offsets=offsets, stride=B, length_per_key=per_key
+        )
+
+    def _fill_lengths(self, into_FB: np.ndarray, parts: Sequence[tuple[Piece, Block]]) -> None:
+        into_FB.fill(0)
+        for piece, block in parts:
+            slots = slice(piece.slot, piece.slot + piece.rows)
+            feature = 0
+            for run in self._runs:
+                if isinstance(run, slice):
+                    width = run.stop - run.start
+                    into_FB[feature : feature + width, slots] = 1
+                else:
+                    width = 1
+                    offsets = block.bags[run].offsets[piece.first : piece.first + piece.rows + 1]
+                    into_FB[feature, slots] = np.diff(offsets)
+                feature += width
+
+    def _fill_values(self, into: np.ndarray, parts: Sequence[tuple[Piece, Block]]) -> None:
+        rows = sum(piece.rows for piece, _ in parts)
+        at = 0
+        for run in self._runs:
+            if isinstance(run, slice):
+                width = run.stop - run.start
+                window = into[at : at + width * rows].reshape(width, rows)
+                done = 0
+                for piece, block in parts:
+                    source = block.ids[run, piece.first : piece.first + piece.rows]
+                    window[:, done : done + piece.rows] = source
+                    done += piece.rows
+                at += width * rows
+            else:
+                for piece, block in parts:
+                    bags = block.bags[run]
+                    begin, end = bags.offsets[[piece.first, piece.first + piece.rows]]
+                    into[at : at + end - begin] = bags.values[begin:end]
+                    at += end - begin
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self._pin)
+
+
+def _runs(schema: Schema) -> list[slice | int]:
+    """The features in order: neighbouring single-valued ones as a slice of Block.ids, a list one as its
+    index in Block.bags."""
+    runs: list[slice | int] = []
+    singles = multis = 0
+    for feature in schema.sparse:
+        if feature.multi:
+            runs.append(multis)
+            multis += 1
+            continue
+        if runs and isinstance(runs[-1], slice):
+            runs[-1] = slice(runs[-1].start, singles + 1)
+        else:
+            runs.append(slice(singles, singles + 1))
+        singles += 1
+    return runs
+
+
+def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Run `batches` in a thread, at most `depth` ahead; its errors are raised here.
+
+    The thread is no daemon (one killed inside Arrow can take the process down with it): it ends when this
+    generator is closed or collected, and by itself when the main thread has ended.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stop.is_set() and threading.main_thread().is_alive():
+            try:
+                ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # whatever it is, it belongs to the consumer
+            put(error)
+
+    thread = threading.Thread(target=produce, name="sparta-loader")
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while not ready.empty():  # a full queue would hold the thread up to one poll
+            ready.get_nowait()
+        if threading.current_thread() is not thread:  # the garbage collector runs in any thread
+            thread.join()

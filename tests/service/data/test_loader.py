@@ -1,0 +1,376 @@
+"""Laws of the loader on small datasets, its thread, and what it says of broken data."""
+
+import gc
+import itertools
+import math
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparta.models.batch import Batch
+from sparta.models.errors import ConfigError, DataError
+from sparta.models.schema import Feature, Schema
+from sparta.service.data.loader import Loader
+from tests.service.data.datasets import columns, random_table, schemas, write_dataset
+
+Row = tuple[Any, ...]
+
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MIXED = Schema(
+    dense=("I1", "I2"),
+    sparse=(
+        Feature(name="C1", rows=1000),
+        Feature(name="C2", rows=9),
+        Feature(name="M", rows=50, multi=True),
+        Feature(name="C3", rows=300),
+    ),
+    labels=("y",),
+    weight="w",
+    splits={},
+)
+
+
+def unpack(schema: Schema, batch: Batch) -> list[Row | None]:
+    """A batch's slots as rows in the order of `columns`, None for padding; slow and obvious."""
+    B = len(batch.slots.weights)
+    assert batch.sparse.keys() == [feature.name for feature in schema.sparse]
+    assert batch.sparse.stride() == B
+    bags = {name: batch.sparse[name].to_dense() for name in batch.sparse.keys()}  # noqa: SIM118
+    rows: list[Row | None] = []
+    for slot in range(B):
+        ids = [bags[feature.name][slot].tolist() for feature in schema.sparse]
+        values = [*batch.dense[slot].tolist(), *batch.labels[slot].tolist()]
+        weight = float(batch.slots.weights[slot])
+        if weight == 0:
+            assert not any(ids)
+            assert not any(values)
+            rows.append(None)
+            continue
+        single = [bag if feature.multi else bag[0] for feature, bag in zip(schema.sparse, ids, strict=True)]
+        assert all(f.multi or len(bag) == 1 for f, bag in zip(schema.sparse, ids, strict=True))
+        rows.append((*map(str, single), *values, *([weight] if schema.weight else [])))
+    return rows
+
+
+def file_rows(schema: Schema, table: pa.Table) -> list[Row]:
+    """A table's rows as `unpack` gives them."""
+    sparse = {feature.name for feature in schema.sparse}
+    names = columns(schema)
+    return [
+        tuple(str(row[name]) if name in sparse else row[name] for name in names) for row in table.to_pylist()
+    ]
+
+
+def global_batches(
+    folder: Path, schema: Schema, *, ranks: int = 1, epoch: int = 0, **kwargs: Any
+) -> list[list[Row]]:
+    """The rows of every global batch in slot order, put together from all ranks."""
+    loaders = [Loader(folder, schema, "train", rank=rank, ranks=ranks, **kwargs) for rank in range(ranks)]
+    assert len({loader.steps for loader in loaders}) == 1
+    batches = []
+    for parts in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
+        slots = [row for part in parts for row in unpack(schema, part)]
+        assert len({len(part.labels) for part in parts}) == 1
+        assert [part.slots.first for part in parts] == [r * len(parts[0].labels) for r in range(ranks)]
+        batches.append([row for row in slots if row is not None])
+    assert len(batches) == loaders[0].steps
+    return batches
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = [(x.sparse.values(), x.sparse.lengths(), x.dense, x.labels, x.slots.weights) for x in (a, b)]
+    equal = all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
+    return equal and (a.slots.step, a.slots.seed, a.slots.first) == (
+        b.slots.step,
+        b.slots.seed,
+        b.slots.first,
+    )
+
+
+@FEW
+@given(
+    schemas(),
+    st.integers(0, 70),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 8),
+    st.integers(1, 25),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_any_ranks_give_the_same_batches_and_every_row_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    schema: Schema,
+    rows: int,
+    streams: int,
+    share: int,
+    ranks: int,
+    row_group: int,
+    files: int,
+    shuffle: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("dataset")
+    table = random_table(schema, rows)
+    schema = write_dataset(folder, schema, {"train": table}, row_group=row_group, files=files)
+    sizes = {"batch_size": streams * share, "streams": streams, "shuffle": shuffle}
+    one = global_batches(folder, schema, **sizes)
+    assert global_batches(folder, schema, ranks=ranks, **sizes) == one
+    assert sorted(map(repr, itertools.chain(*one))) == sorted(map(repr, file_rows(schema, table)))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Schema, pa.Table]:
+    folder = tmp_path_factory.mktemp("mixed")
+    table = random_table(MIXED, 500)
+    return folder, write_dataset(folder, MIXED, {"train": table}, row_group=60, files=2), table
+
+
+def test_one_stream_unshuffled_is_file_order(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, table = mixed
+    rows = list(itertools.chain(*global_batches(folder, schema, batch_size=64, streams=1, shuffle=False)))
+    assert rows == file_rows(schema, table)
+
+
+def test_start_continues_exactly_where_a_run_would_be(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, _ = mixed
+    for rank in range(3):
+        loader = Loader(folder, schema, "train", batch_size=64, streams=16, rank=rank, ranks=3, seed=7)
+        whole = list(loader.epoch(2))
+        for start in range(loader.steps + 1):
+            rest = list(loader.epoch(2, start))
+            assert len(rest) == loader.steps - start
+            assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_epochs_and_seeds_differ_and_are_repeatable(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, _ = mixed
+    sizes = {"batch_size": 64, "streams": 16}
+    orders = [
+        global_batches(folder, schema, seed=seed, epoch=epoch, **sizes) for seed in (0, 1) for epoch in (0, 1)
+    ]
+    assert len({repr(order) for order in orders}) == 4
+    assert global_batches(folder, schema, seed=1, epoch=1, **sizes) == orders[-1]
+
+
+def test_steps_are_counted_over_epochs_when_training_and_zero_in_evaluation(
+    mixed: tuple[Path, Schema, pa.Table],
+) -> None:
+    folder, schema, _ = mixed
+    loader = Loader(folder, schema, "train", batch_size=64, streams=4, seed=5)
+    steps = [batch.slots.step for epoch in (0, 1) for batch in loader.epoch(epoch)]
+    assert steps == list(range(1, 2 * loader.steps + 1))
+    assert {batch.slots.seed for batch in loader.epoch(0)} == {5}
+    evaluation = Loader(folder, schema, "train", batch_size=64, streams=1, shuffle=False)
+    assert {batch.slots.step for batch in evaluation.epoch(0)} == {0}
+
+
+def test_tensors_have_the_types_and_shapes_that_the_layers_expect(
+    mixed: tuple[Path, Schema, pa.Table],
+) -> None:
+    folder, schema, _ = mixed
+    for batch in Loader(folder, schema, "train", batch_size=64, ranks=3).epoch(0):
+        assert batch.dense.shape == (22, 2)
+        assert batch.labels.shape == (22, 1)
+        assert batch.sparse.values().dtype == torch.int64
+        assert batch.sparse.lengths().shape == (4 * 22,)
+        assert batch.sparse.offsets().tolist() == [0, *batch.sparse.lengths().cumsum(0).tolist()]
+        assert sum(batch.sparse.length_per_key()) == len(batch.sparse.values())
+        assert all(x.is_contiguous() for x in (batch.dense, batch.labels, batch.sparse.values()))
+
+
+def test_a_row_group_is_decoded_once_an_epoch(
+    mixed: tuple[Path, Schema, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, schema, _ = mixed
+    loader = Loader(folder, schema, "train", batch_size=64)
+    read, seen = loader._groups.read, []
+    monkeypatch.setattr(loader._groups, "read", lambda group, order: seen.append(group) or read(group, order))
+    list(loader.epoch(0))
+    assert sorted(seen) == list(range(10))
+
+
+# Bad data
+
+
+def broken(column: str, index: int, value: object) -> pa.Table:
+    """MIXED's table of 100 rows with one value replaced."""
+    table = random_table(MIXED, 100)
+    at = table.column_names.index(column)
+    values = table.column(at).to_pylist()
+    values[index] = value
+    return table.set_column(at, table.field(at), pa.array(values, table.field(at).type))
+
+
+@pytest.mark.parametrize(
+    "column, value, rule",
+    [
+        ("C1", 1000, "id 1000 is outside its table of 1000 rows"),
+        ("C2", -1, "id -1 is outside its table of 9 rows"),
+        ("M", [0, 50, 1], "id 50 is outside its table of 50 rows"),
+        ("I2", math.nan, "nan is not finite"),
+        ("I1", -math.inf, "-inf is not finite"),
+        ("y", 0.5, "label 0.5 is neither 0 nor 1"),
+        ("y", math.nan, "label nan is neither 0 nor 1"),
+        ("w", -2.0, "weight -2.0 is negative"),
+        ("w", math.nan, "nan is not finite"),
+        ("C3", None, "null"),
+        ("I1", None, "null"),
+        ("y", None, "null"),
+        ("M", None, "null"),
+        ("M", [1, None], "null in a list"),
+    ],
+)
+def test_a_bad_value_is_named_with_file_row_group_column_and_row(
+    tmp_path: Path, column: str, value: object, rule: str
+) -> None:
+    schema = write_dataset(tmp_path, MIXED, {"train": broken(column, 70, value)}, row_group=40)
+    loader = Loader(tmp_path, schema, "train", batch_size=16)
+    with pytest.raises(DataError) as caught:
+        list(loader.epoch(0))
+    message = str(caught.value)
+    place = f"{tmp_path}/train/part-00000.parquet: row group 1, column {column!r}, row 30: {rule}"
+    assert message.startswith(place)
+    assert message.endswith("with `sparta prepare`")
+    assert "\n" not in message
+    assert not loader_threads()
+
+
+def test_columns_missing_or_of_another_type_are_named_at_once(tmp_path: Path) -> None:
+    table = random_table(MIXED, 10)
+    schema = write_dataset(tmp_path, MIXED, {"train": table})
+    path = tmp_path / "train" / "part-00000.parquet"
+    cases = {
+        "column 'I2' of schema.json is missing": table.drop_columns(["I2"]),
+        "column 'C1' is int64, it must be int32": table.set_column(0, "C1", table["C1"].cast(pa.int64())),
+        "column 'M' is int32": table.set_column(table.column_names.index("M"), "M", table["C1"]),
+        "column 'y' is double, it must be float": table.set_column(
+            table.column_names.index("y"), "y", table["y"].cast(pa.float64())
+        ),
+    }
+    for message, bad in cases.items():
+        pq.write_table(bad, path)
+        with pytest.raises(DataError, match=message) as caught:
+            Loader(tmp_path, schema, "train", batch_size=16)
+        assert str(path) in str(caught.value)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 100)})
+    path = tmp_path / "train" / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"part-00000.parquet: not readable as Parquet .*sparta prepare"):
+        Loader(tmp_path, schema, "train", batch_size=16)
+
+
+def test_damaged_pages_are_named_with_their_row_group(tmp_path: Path) -> None:
+    schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 1000)}, row_group=500)
+    path = tmp_path / "train" / "part-00000.parquet"
+    column = pq.read_metadata(path).row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"part-00000.parquet: row group 1: not readable as Parquet"
+    ) as caught:
+        list(Loader(tmp_path, schema, "train", batch_size=16).epoch(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 100)})
+    loader = Loader(tmp_path, schema, "train", batch_size=16)
+    (tmp_path / "train" / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match=r"part-00000.parquet: row group 0: not readable"):
+        list(loader.epoch(0))
+
+
+def test_rows_that_disagree_with_the_schema_are_counted(tmp_path: Path) -> None:
+    schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 100)}, files=2)
+    (tmp_path / "train" / "part-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"holds 50 rows in 1 files, but schema.json says 100"):
+        Loader(tmp_path, schema, "train", batch_size=16)
+    with pytest.raises(DataError, match=r"no split 'test' \(it has: train\)"):
+        Loader(tmp_path, schema, "test", batch_size=16)
+
+
+def test_arguments_out_of_range_are_refused(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, _ = mixed
+    loader = Loader(folder, schema, "train", batch_size=64)
+    with pytest.raises(ConfigError, match=r"start 99 is outside the epoch's 8 batches"):
+        loader.epoch(0, start=99)
+    with pytest.raises(ConfigError, match="prefetch is 0"):
+        Loader(folder, schema, "train", batch_size=64, prefetch=0)
+    with pytest.raises(ConfigError, match=r"batch_size 50 .* streams 16"):
+        Loader(folder, schema, "train", batch_size=50)
+
+
+# The thread
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "sparta-loader"]
+
+
+def test_the_thread_ends_with_its_iterator(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, _ = mixed
+    loader = Loader(folder, schema, "train", batch_size=16, prefetch=1)
+    exhausted = loader.epoch(0)
+    assert len(list(exhausted)) == loader.steps
+    assert not loader_threads()
+    closed: Any = loader.epoch(0)
+    next(closed)
+    assert len(loader_threads()) == 1
+    closed.close()
+    assert not loader_threads()
+    dropped = loader.epoch(0)
+    next(dropped)
+    del dropped
+    gc.collect()
+    assert not loader_threads()
+
+
+def test_batches_are_made_ahead_but_no_more_than_asked_for(
+    mixed: tuple[Path, Schema, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, schema, _ = mixed
+    loader = Loader(folder, schema, "train", batch_size=16, prefetch=3)
+    made: list[int] = []
+    assemble = loader._assemble
+    monkeypatch.setattr(loader, "_assemble", lambda step, parts: made.append(step) or assemble(step, parts))
+    batches: Any = loader.epoch(0)
+    next(batches)
+    deadline = time.monotonic() + 5
+    while len(made) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == 5  # one taken, three ready, one waiting for its place
+    batches.close()
+
+
+def test_a_process_ends_with_an_iterator_half_way(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    """Neither hung by the thread nor crashed by one killed inside Arrow."""
+    folder, _, _ = mixed
+    script = f"""
+    from pathlib import Path
+    from sparta.models.schema import load_schema
+    from sparta.service.data.loader import Loader
+    folder = Path({str(folder)!r})
+    batches = Loader(folder, load_schema(folder), "train", batch_size=16).epoch(0)
+    next(batches)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
