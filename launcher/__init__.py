@@ -1,0 +1,14 @@
+"""The `sparta` command: starts the service's verbs, multi-rank ones through TorchX and torchrun.
+
+    cli            the command line: which verb, in which way
+    request        the little the launcher reads from a command line
+    run_directory  where a new run goes
+    local          one job on this machine: TorchX `local_cwd`, signals, the terminal
+    agent, rank    what runs inside the job, above and in front of the service: torchrun, one rank
+    forward        rank 0's log, live on the user's terminal
+    verdict        logs and exit codes of a failed job, as one line
+    tether         no process outlives the one that started it
+    demo           the first look: synth, prepare, train
+
+The command itself loads neither torch nor, before a job starts, TorchX.
+"""

@@ -1,0 +1,117 @@
+"""The `sparta` command: every verb is the service's; here is only decided how it is started.
+
+Single-process verbs become `python -m sparta.service VERB ARGS`. Multi-rank verbs run the same
+command on every rank, through TorchX and torchrun (launcher/local.py).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from sparta.launcher.request import NEW_RUN, Request, peek, wants_help
+from sparta.launcher.run_directory import JOB, discard_unless_begun, given, logs_of, next_free
+from sparta.models.errors import ConfigError, SpartaError
+
+SERVICE = "sparta.service"
+
+SINGLE = {
+    "synth": "make synthetic data whose best attainable AUC is known",
+    "prepare": "turn raw CSV, TSV or Parquet files into a dataset folder",
+    "check": "validate a job file and its dataset against each other",
+    "plan": "show where each table would be placed, and the bytes it takes",
+}
+MULTI = {
+    "train": "train a job on its ranks, into a run directory",
+    "evaluate": "compute a trained run's metrics on a split",
+    "predict": "score the rows of a raw file with a trained run",
+}
+DEMO = "demo"
+VERBS = {**SINGLE, **MULTI, DEMO: "a first look: synth, prepare and train in three minutes"}
+
+
+def main(argv: Sequence[str] | None = None, *, service: str = SERVICE) -> int:
+    """Run one `sparta` command line; the exit code. `service` is the module that owns the verbs."""
+    verb, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        return _dispatch(verb, arguments, service)
+    except SpartaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left; Python must not complain of that when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def _dispatch(verb: str, arguments: list[str], service: str) -> int:
+    if verb in ("-h", "--help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"sparta {version('sparta')}")
+        return 0
+    if verb not in VERBS:
+        nearest = get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "see `sparta --help`"
+        raise ConfigError(f"{verb}: no verb of sparta; {hint}")
+    if verb == DEMO:
+        from sparta.launcher.demo import demo
+
+        return demo(arguments)
+    request = None if verb in SINGLE or wants_help(arguments) else peek(arguments)
+    if request is None:
+        return _become(service, verb, arguments)
+    return _start(verb, arguments, request, service)
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())
+    return (
+        "usage: sparta VERB ...\n\n"
+        "Train recommenders whose embedding tables do not fit one device.\n\n"
+        f"{verbs}\n\n`sparta VERB --help` tells what a verb takes; `sparta --version` the version."
+    )
+
+
+def _become(service: str, verb: str, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by the service: same terminal, same signals, its exit code."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", service, verb, *arguments])
+
+
+def _start(verb: str, arguments: Sequence[str], request: Request, service: str) -> int:
+    """Run a verb on the ranks of its job."""
+    from sparta.launcher.local import LocalJob, run
+    from sparta.service.config import load_job
+
+    if verb == NEW_RUN:
+        job = load_job(request.target, request.overrides)
+        if request.run_dir is None:
+            directory, new = next_free(job.name), True
+            arguments = [*arguments, "--run-dir", str(directory)]
+        else:
+            directory, new = request.run_dir, given(request.run_dir)
+    else:
+        directory, new = request.target, False
+        if not (directory / JOB).is_file():
+            raise ConfigError(f"{directory}: holds no {JOB}, so it is no run directory of `sparta train`")
+        job = load_job(directory / JOB)
+    outcome = run(
+        LocalJob(
+            name=verb,
+            ranks=request.ranks or job.train.ranks,
+            module=service,
+            arguments=(verb, *arguments),
+            logs=logs_of(directory, verb),
+            verbose=request.verbose,
+        )
+    )
+    if new and outcome.verdict and outcome.verdict.refused and not request.verbose:
+        discard_unless_begun(directory)
+    return outcome.code

@@ -1,0 +1,109 @@
+"""Rank 0's log, live on the user's terminal: raw bytes, so that its progress bar works.
+
+One thing is kept back: a line that begins with `error: ` or a traceback, with all that follows. Such a
+rank is about to die, and then the launcher says in one line why. If it lives on, they are shown late.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_ESCAPES = (
+    rb"(?:\x1b\[[0-9;?]*[A-Za-z])*"  # a progress bar that ends leaves some at the start of the next line
+)
+_MARK = re.compile(
+    rb"(?<![^\r\n])"
+    + _ESCAPES
+    + rb"(?P<mark>(?:\[rank\d+\]: *)?(?:error: |Traceback \(most recent call last\)))"
+)
+_ONLY_ESCAPES = re.compile(_ESCAPES + rb"(?:\x1b(?:\[[0-9;?]*)?)?")
+_MARKS = (b"error: ", b"Traceback (most recent call last)")
+_RANK = b"[rank"
+_TEXT = b"x"
+
+HOLD_SECONDS = 10.0
+"""How long a rank may live on after a traceback before it is shown after all."""
+
+
+class Filter:
+    """Bytes in, bytes to show out. Works on any division of the stream into chunks."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept = b""  # not shown yet: the end of a chunk that may begin a mark, or all since a mark
+        self._line = b""  # shown of the current line: escapes as they are, anything more as _TEXT
+        self._since: float | None = None  # when a mark was met
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What of the stream so far may be shown now."""
+        self._kept += chunk
+        if self._since is not None:
+            return self.release() if self._clock() - self._since > HOLD_SECONDS else b""
+        mark = _MARK.search(self._line + self._kept)
+        if mark:
+            self._since = self._clock()
+            return self._show(mark.start("mark") - len(self._line))
+        return self._show(self._maybe_mark())
+
+    def release(self) -> bytes:
+        """All that is kept back, to be shown after all."""
+        self._since = None
+        return self._show(len(self._kept))
+
+    def _show(self, size: int) -> bytes:
+        shown, self._kept = self._kept[:size], self._kept[size:]
+        line = re.split(rb"[\r\n]", self._line + shown)[-1]
+        self._line = line if _ONLY_ESCAPES.fullmatch(line) else _TEXT
+        return shown
+
+    def _maybe_mark(self) -> int:
+        """How much to show: up to the start of the last line, if more bytes could make that a mark."""
+        line = re.split(rb"[\r\n]", self._line + self._kept)[-1]
+        line = re.sub(rb"\A" + _ESCAPES, b"", line)
+        begun = any(mark.startswith(line) for mark in _MARKS) or _RANK.startswith(line[: len(_RANK)])
+        return max(0, len(self._kept) - len(line)) if begun and len(line) < 64 else len(self._kept)
+
+
+class Forward:
+    """Follows a log from where it ends now; `out` is the file descriptor to write to."""
+
+    def __init__(self, log: Path, out: int) -> None:
+        self._log = log
+        self._out = out
+        self._at = log.stat().st_size if log.exists() else 0
+        self._filter = Filter()
+        self._last = b"\n"
+
+    def pump(self) -> None:
+        """Show what has been written since the last call."""
+        self._write(self._filter.feed(self._read()))
+
+    def finish(self, *, failed: bool, told: str = "", verbose: bool = False) -> None:
+        """Show the rest; of a failed rank not its traceback, unless `verbose`, nor the line `told` twice."""
+        self.pump()
+        rest = self._filter.release()
+        if not failed:
+            self._write(rest)
+        elif verbose:
+            self._write(rest.replace(told.encode() + b"\n", b""))
+        if failed and self._last not in b"\r\n":
+            self._write(b"\n")
+        if failed and os.isatty(self._out):
+            self._write(b"\x1b[?25h")  # a progress bar that was killed left the cursor hidden
+
+    def _read(self) -> bytes:
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._at)
+                chunk = file.read()
+        except FileNotFoundError:
+            return b""
+        self._at += len(chunk)
+        return chunk
+
+    def _write(self, data: bytes) -> None:
+        self._last = data[-1:] or self._last
+        while data:
+            data = data[os.write(self._out, data) :]

@@ -1,0 +1,175 @@
+"""One job on this machine, through TorchX's `local_cwd`: started, watched, stopped; nothing is left behind.
+
+Process tree: sparta - agent (torchrun, a session of its own) - ranks (a session each). Ctrl-C reaches
+only `sparta`, which passes it on once as SIGTERM; the tethers see to the rest.
+
+    <run>/logs/<verb>/rank-0.log ...   stdout and stderr of each rank, appended
+    <run>/logs/<verb>/torchrun.log     torchrun's own
+    <run>/logs/<verb>/failures.json    exit codes of ranks that failed, if any
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparta.launcher.forward import Forward
+from sparta.launcher.rank import log_path
+from sparta.launcher.tether import PARENT
+from sparta.launcher.verdict import Logs, Verdict
+
+TERMINAL = "SPARTA_TERMINAL"
+"""Environment variable of the ranks: columns of the user's terminal; absent when there is none."""
+
+POLL_SECONDS = 0.05
+SHUTDOWN_SECONDS = 8
+"""For the ranks to end after SIGTERM; TorchX kills torchrun itself after 10."""
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """What to run: `python -m module arguments` on every rank."""
+
+    name: str
+    ranks: int
+    module: str
+    arguments: tuple[str, ...]
+    logs: Path
+    verbose: bool = False
+    agent: str = "sparta.launcher.agent"
+
+    def command(self) -> list[str]:
+        """Arguments of Python for the agent."""
+        torchrun = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.ranks)]
+        # The ranks open their own logs, so torchrun's go nowhere.
+        torchrun += ["--log-dir", os.devnull, "-m", "sparta.launcher.rank"]
+        logs = str(self.logs.absolute())
+        return ["-m", self.agent, logs, *torchrun, logs, self.module, *self.arguments]
+
+    def environment(self) -> dict[str, str]:
+        """What the ranks see beyond our own environment."""
+        environment = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // self.ranks))),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+            # TorchX would parse this file while torchrun writes it.
+            "TORCHELASTIC_ERROR_FILE": "",
+            PARENT: str(os.getpid()),
+        }
+        if sys.stdout.isatty():
+            environment[TERMINAL] = str(shutil.get_terminal_size().columns)
+        return environment
+
+    def app(self) -> Any:
+        """The job as TorchX takes it."""
+        from torchx.specs import AppDef, Role
+
+        # TorchX substitutes its own ${names} in arguments; `$$` is a dollar sign.
+        arguments = [argument.replace("$", "$$") for argument in self.command()]
+        role = Role("ranks", "", entrypoint=sys.executable, args=arguments, env=self.environment())
+        return AppDef(self.name, roles=[role])
+
+
+class Stop:
+    """The first signal that asked us to stop, if any."""
+
+    asked: signal.Signals | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C, SIGTERM and a closed terminal; what is ignored (nohup, `&`) stays ignored."""
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._take) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.asked = self.asked or signal.Signals(number)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    code: int
+    verdict: Verdict | None = None
+
+
+def run(job: LocalJob, out: int = 1) -> Outcome:
+    """Run a job to its end, showing rank 0 on the file descriptor `out` and the reason of a failure on stderr."""
+    logs, forward, stop = Logs(job.logs, job.ranks), Forward(log_path(job.logs, 0), out), Stop()
+    with _runner() as runner, tempfile.TemporaryDirectory(prefix="sparta-") as scratch, stop.listening():
+        # TorchX's own files (empty logs, SUCCESS, which it writes for failed jobs too) have no reader.
+        handle = runner.run(job.app(), "local_cwd", {"log_dir": scratch})
+        try:
+            succeeded = _watch(runner, handle, forward, stop)
+        except BaseException:
+            runner.cancel(handle)
+            raise
+        if succeeded:
+            forward.finish(failed=False)
+            return Outcome(0)
+        if stop.asked:
+            forward.finish(failed=True, verbose=job.verbose)
+            return Outcome(128 + stop.asked)
+        verdict = logs.verdict()
+        forward.finish(failed=True, told=verdict.line, verbose=job.verbose)
+        if job.verbose and verdict.log != log_path(job.logs, 0):
+            print(logs.last_lines(verdict.log), file=sys.stderr)
+        print(verdict.line, file=sys.stderr)
+        return Outcome(verdict.code, verdict)
+
+
+def _watch(runner: Any, handle: str, forward: Forward, stop: Stop) -> bool:
+    """Show rank 0 until the job has ended; whether it succeeded."""
+    from torchx.specs import AppState, is_terminal
+
+    while True:
+        # The state first: what was written before the end is shown by the pump after it.
+        state = runner.status(handle).state
+        forward.pump()
+        if is_terminal(state):
+            return bool(state == AppState.SUCCEEDED)
+        if stop.asked:
+            print("stopping ...", file=sys.stderr)
+            cancel = threading.Thread(target=runner.cancel, args=(handle,))
+            cancel.start()
+            while cancel.is_alive():
+                forward.pump()
+                cancel.join(POLL_SECONDS)
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _runner() -> Iterator[Any]:
+    """TorchX with the one scheduler it needs here, its log messages silenced."""
+    log = logging.getLogger("torchx")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    from torchx.runner import Runner
+    from torchx.schedulers.local_scheduler import create_scheduler
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with Runner("sparta", {"local_cwd": create_scheduler}) as runner:
+        runner.scheduler_run_opts("local_cwd")  # makes the scheduler, which installs handlers of its own
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        yield runner
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,103 @@
+"""What rank 0 writes reaches the terminal byte for byte, except the noise of its death."""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparta.launcher.forward import HOLD_SECONDS, Filter, Forward
+
+PIECES = [
+    b"step 1",
+    b"\r",
+    b"\n",
+    b"\x1b[2K",
+    b"e",
+    b"error",
+    b"[rank0]: ",
+    b"Trace",
+    b"\xff\x00",
+    b" error: no",
+]
+MARKS = [
+    b"error: no column x\nmore\n",
+    b"Traceback (most recent call last):\n  File\n",
+    b"[rank0]: Traceback (most recent call last):\n",
+]
+streams = st.lists(st.sampled_from(PIECES)).map(b"".join)
+
+
+def in_chunks(stream: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
+    return [stream[a:b] for a, b in pairwise(edges)]
+
+
+@given(streams, st.lists(st.integers(0, 1000)))
+def test_without_a_mark_every_byte_passes_in_order(stream: bytes, cuts: list[int]) -> None:
+    filter = Filter()
+    shown = b"".join(filter.feed(chunk) for chunk in in_chunks(stream, cuts))
+    assert stream.startswith(shown)
+    assert shown + filter.release() == stream
+
+
+@given(
+    streams,
+    st.sampled_from([b"\n", b"\r", b"\n\x1b[?25h"]),
+    st.sampled_from(MARKS),
+    st.lists(st.integers(0, 1000)),
+)
+def test_all_from_a_mark_on_is_held_however_the_stream_is_cut(
+    stream: bytes, start: bytes, mark: bytes, cuts: list[int]
+) -> None:
+    filter = Filter()
+    shown = b"".join(filter.feed(chunk) for chunk in in_chunks(stream + start + mark, cuts))
+    assert shown == stream + start
+    assert filter.release() == mark
+
+
+def test_a_progress_bar_is_not_delayed() -> None:
+    assert Filter().feed(b"\r 10% loss 0.5") == b"\r 10% loss 0.5"
+
+
+def test_a_rank_that_lives_on_is_shown_late() -> None:
+    now = 0.0
+    filter = Filter(clock=lambda: now)
+    assert filter.feed(b"a\nerror: b\n") == b"a\n"
+    now = HOLD_SECONDS + 1
+    assert filter.feed(b"c\n") == b"error: b\nc\n"
+    assert filter.feed(b"d\n") == b"d\n"
+
+
+@pytest.mark.parametrize(
+    "failed, verbose, expected",
+    [
+        (False, False, b"new\nerror: x\ny\n"),
+        (True, False, b"new\n"),
+        (True, True, b"new\ny\n"),
+    ],
+)
+def test_a_log_is_followed_from_its_end(tmp_path: Path, failed: bool, verbose: bool, expected: bytes) -> None:
+    log, shown = tmp_path / "rank-0.log", tmp_path / "shown"
+    log.write_bytes(b"of an earlier job\n")
+    out = os.open(shown, os.O_WRONLY | os.O_CREAT)
+    forward = Forward(log, out)
+    with log.open("ab") as file:
+        file.write(b"new\nerror: x\ny\n")
+    forward.pump()
+    forward.finish(failed=failed, told="error: x", verbose=verbose)
+    os.close(out)
+    assert shown.read_bytes() == expected
+
+
+def test_a_line_cut_off_by_death_is_ended(tmp_path: Path) -> None:
+    log, shown = tmp_path / "log", tmp_path / "shown"
+    out = os.open(shown, os.O_WRONLY | os.O_CREAT)
+    forward = Forward(log, out)
+    forward.pump()
+    log.write_bytes(b" 50%")
+    forward.finish(failed=True)
+    os.close(out)
+    assert shown.read_bytes() == b" 50%\n"
