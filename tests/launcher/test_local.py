@@ -1,0 +1,110 @@
+"""One job on this machine, its ranks real processes, torchrun replaced by a fake that starts at once."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sparta.launcher.local import LocalJob, Outcome, run
+
+
+class Bench:
+    """Runs jobs of the fake service and remembers what the user's terminal got."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        self._capfd = capfd
+
+    def job(self, *script: str, ranks: int = 2, verbose: bool = False) -> LocalJob:
+        """A job whose ranks follow the script."""
+        words = tuple(word for step in script for word in ("--do", step))
+        return LocalJob(
+            name="train",
+            ranks=ranks,
+            module="tests.launcher.fake_service",
+            arguments=words,
+            logs=self.logs,
+            verbose=verbose,
+            agent="tests.launcher.fake_agent",
+        )
+
+    def run(self, *script: str, ranks: int = 2, verbose: bool = False) -> tuple[Outcome, str, str]:
+        """The outcome, and what was shown on stdout and stderr."""
+        outcome = run(self.job(*script, ranks=ranks, verbose=verbose))
+        return outcome, *self._capfd.readouterr()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.chdir(Path(__file__).parents[2])  # where the ranks find the fake service
+    return Bench(tmp_path, capfd)
+
+
+def test_rank_0_is_shown_and_every_rank_is_logged(bench: Bench) -> None:
+    outcome, out, err = bench.run("*:print:hello", "1:print:from rank 1")
+    assert (outcome, out, err) == (Outcome(0), "hello\n", "")
+    assert (bench.logs / "rank-0.log").read_text() == "hello\n"
+    assert (bench.logs / "rank-1.log").read_text() == "hello\nfrom rank 1\n"
+
+
+def test_raw_bytes_arrive_as_they_are(bench: Bench) -> None:
+    assert bench.run(r"0:raw:\r 10%\x1b[K\r 20%\n\tdone")[1] == "\r 10%\x1b[K\r 20%\n\tdone"
+
+
+def test_arguments_arrive_untouched(bench: Bench) -> None:
+    out = bench.run("0:arguments", "-:*", "-:$HOME ${app_id} $$ a  b")[1]
+    assert out == f"{list(bench.job('0:arguments', '-:*', '-:$HOME ${app_id} $$ a  b').arguments)}\n"
+
+
+def test_an_error_of_all_ranks_is_one_line(bench: Bench) -> None:
+    outcome, out, err = bench.run("*:print:hello", "*:error:no column x")
+    assert (outcome.code, out, err) == (3, "hello\n", "error: no column x\n")
+
+
+def test_a_crash_is_one_line_and_its_traceback_stays_in_the_log(bench: Bench) -> None:
+    outcome, out, err = bench.run("0:print:hello", "0:crash:boom", "1:sleep:60")
+    log = bench.logs / "rank-0.log"
+    assert (outcome.code, out) == (1, "hello\n")
+    assert err == f"error: rank 0 stopped with exit code 1 (RuntimeError: boom); its log is {log}\n"
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_verbose_shows_the_traceback_of_any_rank(bench: Bench, rank: int) -> None:
+    _, out, err = bench.run(f"{rank}:crash:boom", "*:sleep:60", verbose=True)
+    assert "Traceback" in (out, err)[rank]
+    assert err.splitlines()[-1].startswith(f"error: rank {rank} stopped with exit code 1")
+
+
+def test_earlier_logs_stay_and_do_not_speak(bench: Bench) -> None:
+    bench.run("*:error:the first")
+    outcome, out, err = bench.run("0:print:hello")
+    assert (outcome, out, err) == (Outcome(0), "hello\n", "")
+    assert (bench.logs / "rank-0.log").read_text() == "error: the first\nhello\n"
+    assert bench.run("1:exit:5")[2].startswith("error: rank 1 stopped with exit code 5;")
+
+
+def test_cores_are_shared_unless_the_user_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert bench.job(ranks=1).environment()["OMP_NUM_THREADS"] == str(cores)
+    assert bench.job(ranks=2 * cores).environment()["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert bench.run("0:show:OMP_NUM_THREADS")[1] == "OMP_NUM_THREADS=7\n"
+
+
+def test_without_a_terminal_the_ranks_are_told_of_none(bench: Bench) -> None:
+    assert bench.run("0:show:SPARTA_TERMINAL")[1] == "SPARTA_TERMINAL=None\n"
+
+
+def test_a_job_leaves_only_its_logs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    bench.run("0:exit:1")
+    assert sorted(path.name for path in bench.logs.iterdir() if not re.match("rank-", path.name)) == [
+        "failures.json"
+    ]
+    assert list(scratch.iterdir()) == []

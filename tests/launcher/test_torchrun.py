@@ -1,0 +1,116 @@
+"""The whole tree with the real torchrun: sparta, torchrun, two ranks. Each test starts it once."""
+
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.test_cli import ROOT, drive
+from tests.launcher.test_tether import wait_for_end
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+JOB = "{name: fake, data: {path: x}, model: {name: deepfm}, train: {ranks: 2}}"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "pids").mkdir()
+    return tmp_path
+
+
+class Tree:
+    """A started `sparta train` and the processes below it."""
+
+    def __init__(self, work: Path) -> None:
+        self._pids = work / "pids"
+        words = ["train", "job.yaml", "--do", "*:pids:pids", "--do", "*:sleep:300"]
+        self.sparta = subprocess.Popen(
+            [sys.executable, "-m", "tests.launcher.drive", *words],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def below(self) -> set[int]:
+        """Process ids of torchrun and both ranks, once they run."""
+        until = time.monotonic() + 60
+        while len(pids := {int(path.name) for path in self._pids.iterdir()}) < 3:
+            assert time.monotonic() < until
+            assert self.sparta.poll() is None
+            time.sleep(0.05)
+        return pids
+
+
+@pytest.fixture
+def tree(work: Path) -> Iterator[Tree]:
+    tree = Tree(work)
+    yield tree
+    tree.sparta.kill()
+    tree.sparta.communicate()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_whole_tree(tree: Tree, number: signal.Signals, code: int) -> None:
+    pids = tree.below()
+    tree.sparta.send_signal(number)
+    out, err = tree.sparta.communicate(timeout=60)
+    assert (tree.sparta.returncode, out, err) == (code, "", "stopping ...\n")
+    assert not wait_for_end(pids, seconds=1)
+
+
+def test_even_a_killed_launcher_leaves_no_process(tree: Tree) -> None:
+    pids = tree.below()
+    tree.sparta.kill()
+    assert not wait_for_end(pids)
+
+
+def test_a_rank_killed_without_a_word_is_named(work: Path) -> None:
+    done = drive("train", "job.yaml", "--do", "1:kill:SIGKILL", "--do", "0:sleep:300", cwd=work)
+    assert (done.returncode, done.stdout) == (137, "")
+    assert done.stderr == (
+        f"error: rank 1 was killed by SIGKILL (out of memory?); its log is {Path('runs/fake/logs/train/rank-1.log')}\n"
+    )
+    assert "ChildFailedError" in (work / "runs/fake/logs/train/torchrun.log").read_text()
+
+
+def test_a_refusal_of_rank_1_is_one_line_and_leaves_no_run(work: Path) -> None:
+    done = drive("train", "job.yaml", "--do", "1:error:no column x", "--do", "0:sleep:300", cwd=work)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: no column x\n")
+    assert list((work / "runs").iterdir()) == []
+
+
+def test_a_terminal_gets_rank_0_byte_for_byte(work: Path) -> None:
+    run = work / "run"
+    run.mkdir()
+    (run / "job.yaml").write_text(JOB)
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 77, 0, 0))
+    words = ["evaluate", "run", "--do", "0:show:SPARTA_TERMINAL", "--do", r"0:raw:\r 10%\x1b[K\r 20%\n"]
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "tests.launcher.drive", *words]
+    sparta = subprocess.Popen(
+        command, cwd=work, env={**env, "PYTHONPATH": str(ROOT)}, stdout=theirs, stderr=theirs
+    )
+    shown = b""
+    while sparta.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 1 << 16)
+    os.close(ours)
+    os.close(theirs)
+    # The terminal itself turns "\n" into "\r\n".
+    assert (sparta.returncode, shown) == (0, b"SPARTA_TERMINAL=77\r\n\r 10%\x1b[K\r 20%\r\n")
+    assert (run / "logs/evaluate/rank-1.log").exists()
