@@ -1,0 +1,83 @@
+"""Which sharding types each table may take: the user's constraints, their twins, and our own rules.
+
+- A constraint on a table holds for its `.wide` twin too, unless the twin has one of its own. A twin is too
+  narrow for column_wise and then stays table_wise; a table that is constrained to column_wise alone and has
+  no 8 stored columns to split is refused.
+- Without a constraint, column_wise cuts at TorchRec's 128 columns or more; with one, into as many shards as
+  there are ranks if the width allows, at least two, each a multiple of 4 wide.
+- Row-wise Adagrad is split by columns only where a constraint says so (see sharder.py).
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from sparta.models.embedding import WIDE, Table, padded
+from sparta.models.errors import ConfigError, PlanError
+from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
+
+_LATER = {"data_parallel": "comes with the rows engine"}
+
+
+def spelled_out(
+    tables: Sequence[Table], constraints: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Constraints spelled out for every table they hold for, twins included."""
+    names = [table.name for table in tables]
+    for name, types in constraints.items():
+        if name not in names and name + WIDE not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names[:20])}"
+            raise ConfigError(f"sharding.constraints: no table {name!r}{hint}")
+        if not types:
+            raise ConfigError(f"sharding.constraints.{name}: is empty; use {', '.join(SHARDING_TYPES)}")
+        for kind in types:
+            if kind not in SHARDING_TYPES:
+                why = _LATER.get(kind, "is not supported")
+                raise ConfigError(
+                    f"sharding.constraints.{name}: {kind!r} {why}; use {', '.join(SHARDING_TYPES)}"
+                )
+    asked = {}
+    for name in names:
+        source = name if name in constraints else name.removesuffix(WIDE)
+        if source in constraints:
+            asked[name] = constraints[source]
+    return asked
+
+
+def allowed_types(
+    tables: Sequence[Table],
+    constraints: Mapping[str, Sequence[str]],
+    optimizers: Mapping[str, TableOptimizer],
+) -> dict[str, list[str]]:
+    """Sharding types the planner may choose from, by table, in SHARDING_TYPES' order.
+
+    Raises:
+        ConfigError: a constraint on an unknown table or to an unknown sharding type.
+        PlanError: a table too narrow for column_wise, its only choice.
+    """
+    asked = spelled_out(tables, constraints)
+    allowed = {}
+    for table in tables:
+        types = [kind for kind in SHARDING_TYPES if kind in asked.get(table.name, SHARDING_TYPES)]
+        narrow = column_width(table, ranks=1) is None
+        if narrow or (optimizers[table.name].name == "rowwise_adagrad" and table.name not in asked):
+            types = [kind for kind in types if kind != "column_wise"]
+        if not types:
+            if table.name in constraints or not table.name.endswith(WIDE):
+                raise PlanError(
+                    f"sharding.constraints: table {table.name} has too few columns ({table.dim}) for column_wise, "
+                    "which wants two shards of at least 4; use table_wise, row_wise or table_row_wise"
+                )
+            types = ["table_wise"]
+        allowed[table.name] = types
+    return allowed
+
+
+def column_width(table: Table, *, ranks: int) -> int | None:
+    """Width of a column shard: a shard for every rank if the width allows, at least two."""
+    stored = padded(table.dim)
+    widths = [width for width in range(4, stored, 4) if stored % width == 0]
+    enough = [width for width in widths if width * ranks >= stored]
+    if enough:
+        return enough[0]
+    return widths[-1] if widths else None

@@ -1,0 +1,116 @@
+"""Shards a model by a plan: tables through TorchRec and the engine, the rest data-parallel.
+
+Initial table weights are a pure function of (seed, table, row, column), so they do not depend on the plan.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed import DistributedModelParallel
+
+from sparta.models.batch import Batch
+from sparta.models.embedding import table_name
+from sparta.models.errors import PlanError
+from sparta.models.hashing import fill_normal, key
+from sparta.sharding.collections import collections_of, tables_of
+from sparta.sharding.collectives import from_first, ranks
+from sparta.sharding.record import Plan
+from sparta.sharding.sharder import Sharder, TableOptimizer, engine_for
+from sparta.sharding.state import LogicalTable, State, dense_tensors, load_into, local_shards, state_of
+
+
+class Sharded:
+    """A model spread over the ranks; made by `shard`."""
+
+    def __init__(self, module: DistributedModelParallel, plan: Plan) -> None:
+        self.module = module
+        """Call it on a Batch for logits; its backward also steps the tables."""
+        self.plan = plan
+        self._groups: list[dict[str, Any]] = module.fused_optimizer.param_groups
+        self._lrs = [group["lr"] for group in self._groups]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.module(batch)
+        return logits
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model without wrappers; its tables are sharded."""
+        model: nn.Module = self.module.module
+        return model
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """What a dense optimizer steps, by name in the user's model."""
+        return dense_tensors(self.model)[0]
+
+    def set_table_lr(self, scale: float) -> None:
+        """Let every table learn at `scale` times its own rate from the next backward on."""
+        for group, lr in zip(self._groups, self._lrs, strict=True):
+            group["lr"] = lr * scale
+        # A fused optimizer's step only hands its rate to the kernel; backward does the rest.
+        self.module.fused_optimizer.step()
+
+    def state_dict(self) -> State:
+        """`tables/<name>` and `dense/<name>`, independent of the plan; shares memory with the model."""
+        return state_of(self.model, self.plan)
+
+    def load_state_dict(self, state: Mapping[str, Tensor | LogicalTable]) -> None:
+        """Copy such a state into the model.
+
+        A state read by torch.distributed.checkpoint into `state_dict()` is in the model already.
+        """
+        load_into(self.model, self.plan, state)
+
+
+def shard(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    optimizers: Mapping[str, TableOptimizer],
+    device: torch.device,
+    seed: int,
+    init_std: float = 1e-4,
+    init_stds: Mapping[str, float] | None = None,
+) -> Sharded:
+    """Spread `model` over the ranks of the default process group; it must not be used unsharded after.
+
+    Args:
+        plan: rank 0's is used on every rank.
+        optimizers: one a table.
+        init_std: of the initial table weights; `init_stds` has exceptions by table name.
+
+    Raises:
+        ConfigError: tables TorchRec cannot hold, or an optimizer the engine refuses.
+        PlanError: the plan is for other tables, ranks or another device.
+    """
+    plan = from_first(plan)
+    tables = tables_of(model)
+    plan.check(tables, ranks=ranks())
+    if plan.device != device.type:
+        raise PlanError(
+            f"the plan is for {plan.device}, this process trains on {device.type}; make a new plan"
+        )
+    engine = engine_for(tables, optimizers, device.type)
+    by_name = {table.name: table for table in tables}
+    for _, collection in collections_of(model):
+        for config in collection.embedding_bag_configs():
+            table = by_name[table_name(config.name)]
+            whole = plan.table(table.name).sharding != "column_wise"
+            parameter = collection.embedding_bags[config.name].weight
+            engine.equip(parameter, table, optimizers[table.name], whole_rows=whole)
+            config.init_fn = _leave
+    placed = plan.torchrec(model)
+    module = DistributedModelParallel(model, device=device, plan=placed, sharders=[Sharder(engine)])
+    sharded = Sharded(module, plan)
+    with torch.no_grad():
+        for name, row, column, weights in local_shards(sharded.model):
+            std = (init_stds or {}).get(name, init_std)
+            fill_normal(weights, key(seed, "table", name), row, column, by_name[name].dim, std)
+    return sharded
+
+
+def _leave(weights: Tensor) -> Tensor:
+    """In place of TorchRec's own initialisation, which depends on the plan."""
+    return weights

@@ -1,0 +1,162 @@
+"""Weights as checkpoints see them: one logical, unpadded tensor a table, whatever the plan.
+
+`tables/<name>` is a LogicalTable, which torch.distributed.checkpoint saves and re-reads under another plan
+and another number of ranks; `dense/<name>` are plain tensors, equal on every rank. torch's ShardedTensor
+would do but for padding: it refuses views, and the logical part of a padded shard is one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from sparta.models.embedding import table_name
+from sparta.models.errors import DataError
+from sparta.sharding.record import Plan
+
+TABLES = "tables/"
+DENSE = "dense/"
+
+
+@dataclass(frozen=True)
+class Window:
+    """This rank's piece of a table: where it starts, and its logical entries (a view of the live weights)."""
+
+    row: int
+    column: int
+    values: Tensor
+
+    @property
+    def offsets(self) -> torch.Size:
+        return torch.Size((self.row, self.column))
+
+
+class LogicalTable:
+    """A whole table of rows x dim, of which this rank holds some windows, possibly none.
+
+    The methods with double underscores are torch.distributed.checkpoint's protocol for tensors in pieces.
+    """
+
+    def __init__(self, rows: int, dim: int, windows: Sequence[Window]) -> None:
+        self._size = torch.Size((rows, dim))
+        self.windows = [window for window in windows if window.values.numel()]
+
+    def size(self) -> torch.Size:
+        return self._size
+
+    def clone(self) -> "LogicalTable":
+        """A copy that the next step does not change."""
+        copies = [Window(w.row, w.column, w.values.clone()) for w in self.windows]
+        return LogicalTable(*self._size, copies)
+
+    def copy_(self, other: "LogicalTable | Tensor") -> None:
+        """Take the values of the same windows of another table, or of a whole tensor."""
+        if other.size() != self._size:
+            raise DataError(
+                f"a saved table is {tuple(other.size())}, the model's {tuple(self._size)}; "
+                "it belongs to another dataset or job"
+            )
+        if isinstance(other, LogicalTable):
+            theirs = {window.offsets: window.values for window in other.windows}
+            for window in self.windows:
+                window.values.copy_(theirs[window.offsets])
+        else:
+            for window in self.windows:
+                rows, columns = window.values.shape
+                window.values.copy_(
+                    other[window.row : window.row + rows, window.column : window.column + columns]
+                )
+
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, window.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(window.offsets, window.values.size()),
+                    properties=TensorProperties(dtype=window.values.dtype),
+                    size=self._size,
+                ),
+            )
+            for window in self.windows
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(window.offsets, window.values.size()) for window in self.windows]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        for window in self.windows:
+            if window.offsets == index.offset:
+                return window.values
+        raise ValueError(f"no window of {index.fqn} starts at {index.offset} on this rank")
+
+
+State = dict[str, Tensor | LogicalTable]
+
+
+def sharded_collections(module: nn.Module) -> Iterator[tuple[str, ShardedEmbeddingBagCollection]]:
+    """Each sharded collection of a model with its path."""
+    for path, child in module.named_modules():
+        if isinstance(child, ShardedEmbeddingBagCollection):
+            yield path, child
+
+
+def local_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor]]:
+    """(table, first row, first column, live weights with padding) of every shard on this rank."""
+    for _, collection in sharded_collections(module):
+        for key, tensor in collection.state_dict().items():
+            name = table_name(key.removeprefix("embedding_bags.").removesuffix(".weight"))
+            for shard in tensor.local_shards():
+                row, column = shard.metadata.shard_offsets
+                yield name, row, column, shard.tensor.detach()
+
+
+def logical_tables(module: nn.Module, plan: Plan) -> dict[str, LogicalTable]:
+    """Every table of the plan, with this rank's windows on the live weights."""
+    windows: dict[str, list[Window]] = {table.name: [] for table in plan.tables}
+    for name, row, column, weights in local_shards(module):
+        real = max(0, plan.table(name).dim - column)
+        windows[name].append(Window(row, column, weights[:, :real]))
+    return {table.name: LogicalTable(table.rows, table.dim, windows[table.name]) for table in plan.tables}
+
+
+def dense_tensors(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Parameters and persistent buffers of everything that is not a table, by name in the user's model."""
+    inside = tuple(f"{path}." if path else "" for path, _ in sharded_collections(module))
+    parameters = {n: p for n, p in module.named_parameters() if not n.startswith(inside)}
+    persistent = {n for n in module.state_dict() if not n.startswith(inside)}
+    buffers = {n: b for n, b in module.named_buffers() if n in persistent}
+    return parameters, buffers
+
+
+def state_of(module: nn.Module, plan: Plan) -> State:
+    """The weights in their plan-independent form; tensors share memory with the model."""
+    state: State = {TABLES + name: table for name, table in logical_tables(module, plan).items()}
+    parameters, buffers = dense_tensors(module)
+    state.update({DENSE + name: tensor.detach() for name, tensor in {**parameters, **buffers}.items()})
+    return state
+
+
+@torch.no_grad()
+def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor | LogicalTable]) -> None:
+    """Copy a state made by `state_of`, or one of whole tensors, into the model.
+
+    Raises:
+        DataError: a key is missing or too many, or a shape differs.
+    """
+    mine = state_of(module, plan)
+    for name in sorted(set(mine) ^ set(state)):
+        problem = "is missing in the saved weights" if name in mine else "is not in the model"
+        raise DataError(f"{name} {problem}; they belong to another job")
+    for name, target in mine.items():
+        source = state[name]
+        if isinstance(target, LogicalTable):
+            target.copy_(source)
+        elif isinstance(source, LogicalTable) or source.shape != target.shape:
+            raise DataError(f"{name} has another shape in the saved weights; they belong to another job")
+        else:
+            target.copy_(source)

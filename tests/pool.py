@@ -1,0 +1,174 @@
+"""Four worker processes, started once for the whole test session, that act as ranks over gloo.
+
+Importing torch and torchrec takes seconds a process, so workers stay; each call makes a fresh default process
+group of 1, 2 or 4 of them and takes it down after, so code under test finds its ranks in the world group.
+`fn(rank, ranks, *args)` must be a module-level function. An exception or a hang in any worker fails the call
+with that worker's traceback; the workers are then replaced.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+SIZE = 4
+GRACE_SECONDS = 3.0
+"""Time for the other ranks to report after the first has failed."""
+
+
+class RankError(AssertionError):
+    """A rank raised, died or hung; the message holds its traceback."""
+
+
+def _reset_torchrec() -> None:
+    """Forget the node groups TorchRec keeps for the life of a process."""
+    from torchrec.distributed import collective_utils, comm
+
+    for name in ("_INTRA_PG", "_CROSS_PG"):
+        setattr(comm, name, None)
+    if hasattr(collective_utils, "_INITIALIZED"):
+        collective_utils._INITIALIZED = False
+
+
+def _run(rank: int, store: str, ranks: int, local_ranks: int, fn: Callable[..., Any], args: Any) -> Any:
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank % local_ranks),
+        LOCAL_WORLD_SIZE=str(local_ranks),
+    )
+    torch.manual_seed(0)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        return fn(rank, ranks, *args)
+    finally:
+        dist.destroy_process_group()
+        _reset_torchrec()
+
+
+def _worker(rank: int, pipe: Connection, stacks: str) -> None:
+    import torch
+    import torchrec  # noqa: F401
+
+    torch.set_num_threads(1)
+    with open(stacks, "w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+        while True:
+            try:
+                store, ranks, local_ranks, fn, args = pipe.recv()
+            except EOFError:
+                return
+            try:
+                reply = (True, _run(rank, store, ranks, local_ranks, fn, args))
+            except BaseException:
+                reply = (False, traceback.format_exc())
+            try:
+                pipe.send(reply)
+            except Exception:
+                pipe.send((False, traceback.format_exc()))
+
+
+class Pool:
+    """The workers; `run` is all a test needs."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="sparta-pool-"))
+        self._workers: list[tuple[Any, Connection]] = []
+        self._calls = 0
+
+    def run(
+        self,
+        ranks: int,
+        fn: Callable[..., Any],
+        *args: Any,
+        local_ranks: int | None = None,
+        timeout_seconds: float = 120.0,
+    ) -> list[Any]:
+        """Results of `fn(rank, ranks, *args)` in the order of the ranks.
+
+        Args:
+            local_ranks: LOCAL_WORLD_SIZE; 2 makes 4 ranks look like two nodes. All of them by default.
+        """
+        if not 1 <= ranks <= SIZE:
+            raise ValueError(f"the pool has {SIZE} workers, not {ranks}")
+        if not self._workers:
+            self._start()
+        self._calls += 1
+        store = str(self._folder / f"store-{self._calls}")
+        pipes = [pipe for _, pipe in self._workers[:ranks]]
+        for pipe in pipes:
+            pipe.send((store, ranks, local_ranks or ranks, fn, args))
+        replies = self._collect(pipes, timeout_seconds)
+        failed = [rank for rank in range(ranks) if rank not in replies or not replies[rank][0]]
+        if not failed:
+            return [replies[rank][1] for rank in range(ranks)]
+        message = "\n".join(
+            f"--- rank {rank} of {ranks}:\n{replies[rank][1] if rank in replies else self._stack(rank)}"
+            for rank in failed
+        )
+        self.close()
+        raise RankError(f"{fn.__module__}.{fn.__name__} failed\n{message}")
+
+    def close(self) -> None:
+        """Kill the workers; the next call starts new ones."""
+        for process, pipe in self._workers:
+            pipe.close()
+            process.kill()
+            process.join()
+        self._workers = []
+
+    def _start(self) -> None:
+        # Ranks talk over the loopback only; the interface of the host name may not exist in a sandbox.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        context = multiprocessing.get_context("spawn")
+        for rank in range(SIZE):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_worker, args=(rank, theirs, str(self._folder / f"stack-{rank}")), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+
+    def _collect(self, pipes: list[Connection], timeout_seconds: float) -> dict[int, tuple[bool, Any]]:
+        replies: dict[int, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + timeout_seconds
+        waiting = dict(zip(pipes, range(len(pipes)), strict=True))
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for pipe in wait(list(waiting), timeout=left):
+                assert isinstance(pipe, Connection)
+                rank = waiting.pop(pipe)
+                try:
+                    replies[rank] = pipe.recv()
+                except EOFError:
+                    process = self._workers[rank][0]
+                    process.join(timeout=1)
+                    replies[rank] = (False, f"the process died with exit code {process.exitcode}")
+                if not replies[rank][0]:
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        return replies
+
+    def _stack(self, rank: int) -> str:
+        process = self._workers[rank][0]
+        path = self._folder / f"stack-{rank}"
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(0.3)
+        return f"no answer in time; it was here:\n{path.read_text()}"
