@@ -1,0 +1,83 @@
+"""`history.jsonl`: one JSON object a line, appended as training goes.
+
+A logged step is `{"step", "epoch", "loss", "examples", ...}`. An evaluation is `{"step", "epoch",
+"eval": split, "auc", "logloss", ...}`; with several tasks each metric is an object by label. A number
+JSON does not know (NaN, infinity) is null.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparta.models.errors import DataError
+
+
+class History:
+    """Appends to the file, each line is in the file before the call returns; only the first rank has one."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        _cut_torn_line(path)
+        self._path = path
+
+    def step(self, step: int, epoch: int, loss: float, examples: int, **more: float) -> None:
+        """Note a step: the mean loss since the last note, the samples trained on so far."""
+        self._write({"step": step, "epoch": epoch, "loss": loss, "examples": examples, **more})
+
+    def evaluation(
+        self, step: int, epoch: int, split: str, metrics: Mapping[str, Mapping[str, float | None]]
+    ) -> None:
+        """Note the metrics of a split, given by label, after `step`."""
+        tasks = list(metrics.values())
+        names = dict.fromkeys(name for task in tasks for name in task)
+        by_metric: dict[str, Any] = (
+            dict(tasks[0])
+            if len(tasks) == 1
+            else {name: {label: task.get(name) for label, task in metrics.items()} for name in names}
+        )
+        self._write({"step": step, "epoch": epoch, "eval": split, **by_metric})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        # Opened for each line: a reader on another machine of a network disk sees it once it is closed.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """All lines, oldest first. A last line without its end was torn by a kill and is left out.
+
+    Raises:
+        DataError: no such file, or a line that is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error}); it is written by `sparta train`") from error
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: line {number} is no JSON object; remove the line")
+        lines.append(value)
+    return lines
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a killed run left of its last line, lest the next one be written behind it."""
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,68 @@
+"""The result of a run as a table: metrics per split and task, and how much of what is attainable."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sparta.models.schema import Schema
+
+_COLUMNS = {"auc": "AUC", "gauc": "GAUC", "logloss": "LogLoss", "ne": "NE", "calibration": "calibration"}
+
+
+def result_table(result: Mapping[str, Any], schema: Schema) -> RenderableType:
+    """The content of `result.json` for people: metrics, speed and, for synthetic data, the attainable."""
+    rows = [
+        (split, label, metrics) for split, tasks in result["eval"].items() for label, metrics in tasks.items()
+    ]
+    shown = [name for name in _COLUMNS if name != "gauc" or any(name in metrics for *_, metrics in rows)]
+    several = len({label for _, label, _ in rows}) > 1
+    table = Table(box=box.SIMPLE)
+    table.add_column("split", no_wrap=True)
+    if several:
+        table.add_column("task")
+    for name in shown:
+        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+    for split, label, metrics in rows:
+        cells = [_cell(name, metrics) for name in shown]
+        table.add_row(split, *([Text(label)] if several else []), *cells)
+    return Group(table, *(Text(line) for line in (*attainable(result, schema), _speed(result))))
+
+
+def attainable(result: Mapping[str, Any], schema: Schema) -> list[str]:
+    """How far each task of the test split came, where the best possible metrics are known."""
+    lines = []
+    for label, best in schema.attainable.items():
+        metrics = result["eval"].get("test", {}).get(label, {})
+        if metrics.get("auc") is not None and "auc" in best:
+            who = f"{label}: " if len(schema.labels) > 1 else ""
+            gain = best["auc"] - 0.5
+            share = f" ({(metrics['auc'] - 0.5) / gain:.1%} of the gain over 0.5)" if gain > 0 else ""
+            lines.append(f"{who}AUC {metrics['auc']:.4f} of {best['auc']:.4f} attainable{share}")
+            if metrics.get("logloss") is not None and "logloss" in best:
+                lines.append(f"{who}LogLoss {metrics['logloss']:.4f}, at best {best['logloss']:.4f}")
+    return lines
+
+
+def show(table: RenderableType, run: Path, *, out: Console | None = None) -> None:
+    """Print the table and where the run is, on stdout."""
+    out = out or Console()
+    out.print(table)
+    out.print(Text(f"run directory: {run}"), soft_wrap=True)
+
+
+def _cell(name: str, metrics: Mapping[str, float | None]) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return "-"
+    error = metrics.get("auc_error") if name == "auc" else None
+    return f"{value:.4f}" if error is None else f"{value:.4f} ±{error:.0e}"
+
+
+def _speed(result: Mapping[str, Any]) -> str:
+    steps, examples, speed = result["steps"], result["examples"], result["examples_per_second"]
+    return f"{steps:,} steps, {examples:,} examples, {speed:,.0f} examples/s"
