@@ -145,7 +145,9 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from sparta.service.report import show_scores
+    from rich.console import Console
+
+    from sparta.service.report import scores_table
     from sparta.service.run import RunDirectory
     from sparta.service.scoring import checked_split
     from sparta.service.train import score, trained
@@ -159,7 +161,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if here.first and arguments.json:
             print(json.dumps({arguments.split: scores}))
         elif here.first:
-            show_scores({arguments.split: scores}, schema)
+            Console().print(scores_table({arguments.split: scores}, schema))
 
 
 def predict(arguments: argparse.Namespace) -> None:

@@ -100,11 +100,25 @@ def plan(
     local_ranks: int,
     device: str,
     memory_gb: float | None = None,
+    forced: Path | None = None,
 ) -> Plan:
-    """The forced plan of the job, or the planner's."""
+    """The plan that is forced, by the caller or by the job, or else the planner's."""
     limit = memory_gb or job.sharding.memory_gb
-    if job.sharding.plan != "auto":
-        return load_plan(Path(job.sharding.plan), tables, ranks=ranks)
+    memory_bytes = int(limit * GIB) if limit else None
+    optimizers = table_optimizers(job, tables)
+    if forced is None and job.sharding.plan != "auto":
+        forced = Path(job.sharding.plan)
+    if forced is not None:
+        return load_plan(
+            forced,
+            tables,
+            ranks=ranks,
+            local_ranks=local_ranks,
+            device=device,
+            batch_size=job.data.batch_size,
+            optimizers=optimizers,
+            memory_bytes=memory_bytes,
+        )
     return make_plan(
         tables,
         ranks=ranks,
@@ -112,8 +126,8 @@ def plan(
         device=device,
         batch_size=job.data.batch_size,
         constraints=job.sharding.constraints,
-        optimizers=table_optimizers(job, tables),
-        memory_bytes=int(limit * GIB) if limit else None,
+        optimizers=optimizers,
+        memory_bytes=memory_bytes,
     )
 
 

@@ -1,5 +1,6 @@
 """`check`: does this job fit this dataset, on these ranks? In seconds, before anything starts."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from sparta.models import zoo
 from sparta.service import build
 from sparta.service.config import Job
 from sparta.service.world import World
+from sparta.sharding.estimate import human
+from sparta.sharding.plan import Plan
 
 
 def check(job: Job) -> list[str]:
@@ -35,9 +38,15 @@ def check(job: Job) -> list[str]:
         f"{job.name}: {job.model.name}, {dense:,} dense weights, {len(tables)} tables with {weights:,} weights",
         f"data: {job.data.path}: {rows} rows; labels {', '.join(schema.labels)}",
         f"training: {job.train.epochs} x {steps:,} steps of {job.data.batch_size:,} samples on {job.train.ranks} ranks",
-        plan.summary(),
+        f"plan: {placements(plan)}; at most {human(max(plan.rank_bytes(r) for r in range(plan.ranks)))} a rank",
         "ok",
     ]
+
+
+def placements(plan: Plan) -> str:
+    """How many tables go which way, such as `24 table_wise, 2 row_wise`."""
+    kinds = Counter(table.sharding for table in plan.tables)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
 def dense_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

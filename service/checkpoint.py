@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparta.models.errors import DataError
 from sparta.service.run import write_atomically
@@ -36,7 +37,7 @@ class Checkpoints:
         """Write the weights after `step`; then drop what is neither the newest nor the best."""
         place = self._folder / f"step-{step:09d}"
         if not (place / "COMMIT").exists():
-            dcp.save(sharded.state_dict(), checkpoint_id=str(place))
+            save(sharded.state_dict(), checkpoint_id=str(place))
         dist.barrier()  # all ranks have looked for COMMIT, and all have written, before it appears
         if dist.get_rank() == 0:
             write_atomically(place / "COMMIT", json.dumps({"format": FORMAT, "step": step}) + "\n")
@@ -49,7 +50,7 @@ class Checkpoints:
         """Fill the weights from a checkpoint; the step it was taken after."""
         place = self.find(which)
         state = sharded.state_dict()
-        dcp.load(state, checkpoint_id=str(place))
+        load(state, checkpoint_id=str(place))
         sharded.load_state_dict(state)
         return int(json.loads((place / "COMMIT").read_text())["step"])
 

@@ -229,7 +229,10 @@ def parse_job(raw: Mapping[str, Any], source: str) -> Job:
     if "$" in path:
         raise ConfigError(f"{source}: data.path: {path} names a variable that is not set; export it")
     data = job.data.model_copy(update={"path": os.path.abspath(os.path.expanduser(path))})
-    return job.model_copy(update={"data": data})
+    sharding = job.sharding
+    if sharding.plan != "auto":
+        sharding = sharding.model_copy(update={"plan": os.path.abspath(os.path.expanduser(sharding.plan))})
+    return job.model_copy(update={"data": data, "sharding": sharding})
 
 
 def edit(raw: dict[str, Any], override: str) -> None:

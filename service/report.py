@@ -11,14 +11,20 @@ from rich.text import Text
 
 from sparta.models.schema import Schema
 
+Scores = Mapping[str, Mapping[str, float | None]]
+"""Metrics per label."""
+
 _COLUMNS = {"auc": "AUC", "gauc": "GAUC", "logloss": "LogLoss", "ne": "NE", "calibration": "calibration"}
 
 
 def result_table(result: Mapping[str, Any], schema: Schema) -> RenderableType:
     """The content of `result.json` for people: metrics, speed and, for synthetic data, the attainable."""
-    rows = [
-        (split, label, metrics) for split, tasks in result["eval"].items() for label, metrics in tasks.items()
-    ]
+    return Group(scores_table(result["eval"], schema), Text(_speed(result)))
+
+
+def scores_table(scores: Mapping[str, Scores], schema: Schema) -> RenderableType:
+    """Metrics by split and label, and how far the test split is from the best possible."""
+    rows = [(split, label, metrics) for split, tasks in scores.items() for label, metrics in tasks.items()]
     shown = [name for name in _COLUMNS if name != "gauc" or any(name in metrics for *_, metrics in rows)]
     several = len({label for _, label, _ in rows}) > 1
     table = Table(box=box.SIMPLE)
@@ -30,14 +36,14 @@ def result_table(result: Mapping[str, Any], schema: Schema) -> RenderableType:
     for split, label, metrics in rows:
         cells = [_cell(name, metrics) for name in shown]
         table.add_row(split, *([Text(label)] if several else []), *cells)
-    return Group(table, *(Text(line) for line in (*attainable(result, schema), _speed(result))))
+    return Group(table, *(Text(line) for line in attainable(scores, schema)))
 
 
-def attainable(result: Mapping[str, Any], schema: Schema) -> list[str]:
+def attainable(scores: Mapping[str, Scores], schema: Schema) -> list[str]:
     """How far each task of the test split came, where the best possible metrics are known."""
     lines = []
     for label, best in schema.attainable.items():
-        metrics = result["eval"].get("test", {}).get(label, {})
+        metrics = scores.get("test", {}).get(label, {})
         if metrics.get("auc") is not None and "auc" in best:
             who = f"{label}: " if len(schema.labels) > 1 else ""
             gain = best["auc"] - 0.5

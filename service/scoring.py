@@ -23,7 +23,7 @@ def logits(sharded: Sharded, loader: Loader, world: World) -> Iterator[tuple[Bat
     sharded.module.eval()
     try:
         for batch in loader.epoch(0):
-            yield batch, sharded.module(batch.to(world.device)).cpu()
+            yield batch, sharded(batch.to(world.device)).cpu()
     finally:
         sharded.module.train()
 

@@ -48,9 +48,9 @@ class OnePass:
 
     def __call__(self, batch: Batch) -> Tensor:
         weight = total(batch.slots.weights.sum())
-        value = loss(self._sharded.module(batch), batch.labels, batch.slots.weights, weight, self._ranks)
+        value = loss(self._sharded(batch), batch.labels, batch.slots.weights, weight, self._ranks)
         self._dense.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._sharded.dense_parameters().values(), self._clip_norm)
         self._dense.step()

@@ -14,10 +14,10 @@ from sparta.service.config import EarlyStopSettings, Job
 from sparta.service.curves import draw
 from sparta.service.history import History
 from sparta.service.progress import Progress
-from sparta.service.report import result_table, show
+from sparta.service.report import Scores, result_table, show
 from sparta.service.run import RunDirectory, versions
 from sparta.service.scoring import evaluate
-from sparta.service.trainer import Outcome, Scores, Trainer
+from sparta.service.trainer import Outcome, Trainer
 from sparta.service.world import World
 from sparta.sharding.shard import Sharded
 
@@ -100,13 +100,22 @@ def score(job: Job, schema: Schema, sharded: Sharded, world: World, split: str) 
 def trained(run: RunDirectory, world: World, which: Literal["best", "last"]) -> tuple[Job, Schema, Sharded]:
     """A finished run's job, schema and model with its weights, on any number of ranks.
 
-    The run's own plan is used where it fits these ranks; otherwise the planner makes another.
+    On as many ranks as it was trained the run's own plan is used, otherwise the planner makes another.
     """
     job = run.read_job()
+    same = world.ranks == job.train.ranks
+    if not same:
+        auto = job.sharding.model_copy(update={"plan": "auto"})
+        job = job.model_copy(update={"sharding": auto})
     schema = build.schema(job)
     model = build.model(job, schema)
     plan = build.plan(
-        job, zoo.tables(model), ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type
+        job,
+        zoo.tables(model),
+        ranks=world.ranks,
+        local_ranks=world.local_ranks,
+        device=world.device.type,
+        forced=run.plan if same else None,
     )
     sharded = build.sharded(job, model, plan, world)
     Checkpoints(run.checkpoints).load(sharded, which)

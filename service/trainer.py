@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,11 @@ from sparta.service.checkpoint import Checkpoints
 from sparta.service.data.loader import Loader
 from sparta.service.history import History
 from sparta.service.progress import Progress
+from sparta.service.report import Scores
 from sparta.service.step import Step
 from sparta.service.world import World
 from sparta.sharding.collectives import total
 from sparta.sharding.shard import Sharded
-
-Scores = Mapping[str, Mapping[str, float | None]]
-"""Metrics per label."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,12 @@ class Trainer:
         return Outcome(steps, self._meter.examples, self._meter.seconds, self._watch.best_step, stop)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of all epochs, up to the last step; the loader's thread ends with this iterator."""
+        """The batches of all epochs, up to the last step."""
         for epoch in range(math.ceil(self._total_steps / self._loader.steps)):
-            with closing(self._loader.epoch(epoch)) as batches:
-                for batch in batches:
-                    yield batch
-                    if batch.slots.step == self._total_steps:
-                        return
+            for batch in self._loader.epoch(epoch):
+                yield batch
+                if batch.slots.step == self._total_steps:
+                    return
 
     def _lr_factor(self, step: int) -> float:
         return self._schedule.scale(step) * (self._plateau.scale if self._plateau else 1.0)
