@@ -44,13 +44,15 @@ def attainable(scores: Mapping[str, Scores], schema: Schema) -> list[str]:
     lines = []
     for label, best in schema.attainable.items():
         metrics = scores.get("test", {}).get(label, {})
-        if metrics.get("auc") is not None and "auc" in best:
-            who = f"{label}: " if len(schema.labels) > 1 else ""
-            gain = best["auc"] - 0.5
-            share = f" ({(metrics['auc'] - 0.5) / gain:.1%} of the gain over 0.5)" if gain > 0 else ""
-            lines.append(f"{who}AUC {metrics['auc']:.4f} of {best['auc']:.4f} attainable{share}")
-            if metrics.get("logloss") is not None and "logloss" in best:
-                lines.append(f"{who}LogLoss {metrics['logloss']:.4f}, at best {best['logloss']:.4f}")
+        who = f"{label}: " if len(schema.labels) > 1 else ""
+        auc, logloss = metrics.get("auc"), metrics.get("logloss")
+        if auc is not None and best.get("auc", 0.5) > 0.5:
+            share = (auc - 0.5) / (best["auc"] - 0.5)
+            lines.append(
+                f"{who}AUC {auc:.4f} of {best['auc']:.4f} attainable ({share:.1%} of the gain over 0.5)"
+            )
+        if logloss is not None and "logloss" in best:
+            lines.append(f"{who}LogLoss {logloss:.4f}, at best {best['logloss']:.4f}")
     return lines
 
 

@@ -61,7 +61,8 @@ def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1)
     try:
         yield World(
             rank=dist.get_rank(),
