@@ -5,7 +5,7 @@
     run_directory  where a new run goes
     local          one job on this machine: TorchX `local_cwd`, signals, the terminal
     agent, rank    what runs inside the job, above and in front of the service: torchrun, one rank
-    forward        rank 0's log, live on the user's terminal
+    forward        rank 0's output, live on the user's terminal
     verdict        logs and exit codes of a failed job, as one line
     tether         no process outlives the one that started it
     demo           the first look: synth, prepare, train

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparta.launcher.rank import redirect
+from sparta.launcher.rank import append_to
 from sparta.launcher.tether import PARENT, tether
 
 LOG = "torchrun.log"
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     logs = Path(argv[0])
     tether(signal.SIGTERM)
     os.environ[PARENT] = str(os.getpid())
-    redirect(logs / LOG)
+    append_to(logs / LOG, 1, 2)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

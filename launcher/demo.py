@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparta.launcher.run_directory import RUNS
 
-ROWS = 1_000_000
+ROWS = 400_000
 DATA = Path("data")
 SEED = 1
 

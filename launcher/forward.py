@@ -1,7 +1,8 @@
-"""Rank 0's log, live on the user's terminal: raw bytes, so that its progress bar works.
+"""What rank 0 writes, live on the user's terminal: raw bytes, so that its progress bar works.
 
-One thing is kept back: a line that begins with `error: ` or a traceback, with all that follows. Such a
-rank is about to die, and then the launcher says in one line why. If it lives on, they are shown late.
+Its stdout (results) is our stdout, its stderr (progress, messages) our stderr. One thing is kept back: a
+line of stderr that begins with `error: ` or a traceback, with all that follows. Such a rank is about to
+die, and then the launcher says in one line why. If it lives on, they are shown late.
 """
 
 import os
@@ -9,6 +10,8 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from sparta.launcher.rank import log_path, output_path
 
 _ESCAPES = (
     rb"(?:\x1b\[[0-9;?]*[A-Za-z])*"  # a progress bar that ends leaves some at the start of the next line
@@ -66,36 +69,20 @@ class Filter:
         return max(0, len(self._kept) - len(line)) if begun and len(line) < 64 else len(self._kept)
 
 
-class Forward:
-    """Follows a log from where it ends now; `out` is the file descriptor to write to."""
+class Follower:
+    """The bytes that are appended to a file, from where it ends now, and a descriptor to write them to."""
 
-    def __init__(self, log: Path, out: int) -> None:
-        self._log = log
-        self._out = out
-        self._at = log.stat().st_size if log.exists() else 0
-        self._filter = Filter()
-        self._last = b"\n"
+    def __init__(self, path: Path, out: int) -> None:
+        self._path = path
+        self._at = path.stat().st_size if path.exists() else 0
+        self.out = out
+        self.last = b"\n"
+        """The last byte written."""
 
-    def pump(self) -> None:
-        """Show what has been written since the last call."""
-        self._write(self._filter.feed(self._read()))
-
-    def finish(self, *, failed: bool, told: str = "", verbose: bool = False) -> None:
-        """Show the rest; of a failed rank not its traceback, unless `verbose`, nor the line `told` twice."""
-        self.pump()
-        rest = self._filter.release()
-        if not failed:
-            self._write(rest)
-        elif verbose:
-            self._write(rest.replace(told.encode() + b"\n", b""))
-        if failed and self._last not in b"\r\n":
-            self._write(b"\n")
-        if failed and os.isatty(self._out):
-            self._write(b"\x1b[?25h")  # a progress bar that was killed left the cursor hidden
-
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
+        """What has been appended since the last call."""
         try:
-            with self._log.open("rb") as file:
+            with self._path.open("rb") as file:
                 file.seek(self._at)
                 chunk = file.read()
         except FileNotFoundError:
@@ -103,7 +90,38 @@ class Forward:
         self._at += len(chunk)
         return chunk
 
-    def _write(self, data: bytes) -> None:
-        self._last = data[-1:] or self._last
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        self.last = data[-1:] or self.last
         while data:
-            data = data[os.write(self._out, data) :]
+            data = data[os.write(self.out, data) :]
+
+
+class Forward:
+    """Follows rank 0's two files in the folder of the logs."""
+
+    def __init__(self, logs: Path, out: int = 1, err: int = 2) -> None:
+        self._results = Follower(output_path(logs, 0), out)
+        self._messages = Follower(log_path(logs, 0), err)
+        self._filter = Filter()
+
+    def pump(self) -> None:
+        """Show what has been written since the last call."""
+        # Read in this order and written in the other: results come after the messages before them.
+        results = self._results.read()
+        self._messages.write(self._filter.feed(self._messages.read()))
+        self._results.write(results)
+
+    def finish(self, *, failed: bool, told: str = "", verbose: bool = False) -> None:
+        """Show the rest; of a failed rank not its traceback, unless `verbose`, nor the line `told` twice."""
+        self.pump()
+        rest = self._filter.release()
+        messages = self._messages
+        if not failed:
+            messages.write(rest)
+        elif verbose:
+            messages.write(rest.replace(told.encode() + b"\n", b""))
+        if failed and messages.last not in b"\r\n":
+            messages.write(b"\n")
+        if failed and os.isatty(messages.out):
+            messages.write(b"\x1b[?25h")  # a progress bar that was killed left the cursor hidden

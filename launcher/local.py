@@ -4,13 +4,13 @@ Process tree: sparta - agent (torchrun, a session of its own) - ranks (a session
 only `sparta`, which passes it on once as SIGTERM; the tethers see to the rest.
 
     <run>/logs/<verb>/rank-0.log ...   stdout and stderr of each rank, appended
+    <run>/logs/<verb>/rank-0.out       but rank 0's stdout, the results, by itself
     <run>/logs/<verb>/torchrun.log     torchrun's own
     <run>/logs/<verb>/failures.json    exit codes of ranks that failed, if any
 """
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -64,8 +64,8 @@ class LocalJob:
             "TORCHELASTIC_ERROR_FILE": "",
             PARENT: str(os.getpid()),
         }
-        if sys.stdout.isatty():
-            environment[TERMINAL] = str(shutil.get_terminal_size().columns)
+        if sys.stderr.isatty():
+            environment[TERMINAL] = str(_columns())
         return environment
 
     def app(self) -> Any:
@@ -107,9 +107,9 @@ class Outcome:
     verdict: Verdict | None = None
 
 
-def run(job: LocalJob, out: int = 1) -> Outcome:
-    """Run a job to its end, showing rank 0 on the file descriptor `out` and the reason of a failure on stderr."""
-    logs, forward, stop = Logs(job.logs, job.ranks), Forward(log_path(job.logs, 0), out), Stop()
+def run(job: LocalJob) -> Outcome:
+    """Run a job to its end, showing rank 0 and, on stderr, the reason of a failure."""
+    logs, forward, stop = Logs(job.logs, job.ranks), Forward(job.logs), Stop()
     with _runner() as runner, tempfile.TemporaryDirectory(prefix="sparta-") as scratch, stop.listening():
         # TorchX's own files (empty logs, SUCCESS, which it writes for failed jobs too) have no reader.
         handle = runner.run(job.app(), "local_cwd", {"log_dir": scratch})
@@ -173,3 +173,9 @@ def _runner() -> Iterator[Any]:
 def _cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _columns() -> int:
+    """Width of the terminal that stderr is."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() else os.get_terminal_size(2).columns or 80

@@ -1,4 +1,4 @@
-"""One rank: its output goes to its own log, its life is tied to torchrun's, then it becomes the service.
+"""One rank: its output goes to files of its own, its life is tied to torchrun's, then it becomes the service.
 
 `python -m sparta.launcher.rank LOGS MODULE VERB ARGS`, started by torchrun. A restarted rank appends.
 """
@@ -13,23 +13,30 @@ from sparta.launcher.tether import tether
 
 
 def log_path(logs: Path, rank: int) -> Path:
-    """Where a rank's stdout and stderr go, together and in order."""
+    """Where a rank's stderr goes, and its stdout with it unless it is rank 0."""
     return logs / f"rank-{rank}.log"
 
 
-def redirect(path: Path) -> None:
-    """Append stdout and stderr of this process, and of what it becomes, to a file."""
+def output_path(logs: Path, rank: int) -> Path:
+    """Where a rank's stdout goes: rank 0's are the results, which the user may redirect."""
+    return logs / "rank-0.out" if rank == 0 else log_path(logs, rank)
+
+
+def append_to(path: Path, *descriptors: int) -> None:
+    """Append what is written to the descriptors, also by what this process becomes, to a file."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for descriptor in descriptors:
+        os.dup2(file, descriptor)
     os.close(file)
 
 
 def main(argv: Sequence[str]) -> None:
     """Become `python -m MODULE VERB ARGS`."""
-    logs, *command = argv
+    folder, *command = argv
+    logs, rank = Path(folder), int(os.environ["RANK"])
     tether(signal.SIGKILL)
-    redirect(log_path(Path(logs), int(os.environ["RANK"])))
+    append_to(output_path(logs, rank), 1)
+    append_to(log_path(logs, rank), 2)
     os.execv(sys.executable, [sys.executable, "-u", "-m", *command])
 
 

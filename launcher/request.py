@@ -41,8 +41,8 @@ def peek(arguments: Sequence[str]) -> Request | None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("-v", "--verbose", action="store_true")
     # Unused here, but their values must not be taken for the target.
-    parser.add_argument("--split")
-    parser.add_argument("--out")
+    for option in ("--split", "--out", "--checkpoint"):
+        parser.add_argument(option)
     try:
         known, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:

@@ -15,8 +15,10 @@ def act(action: str, argument: str) -> None:
     match action:
         case "print":
             print(argument)
+        case "warn":
+            print(argument, file=sys.stderr)
         case "raw":
-            os.write(1, argument.encode().decode("unicode_escape").encode("latin1"))
+            os.write(2, argument.encode().decode("unicode_escape").encode("latin1"))
         case "error":
             print(f"error: {argument}", file=sys.stderr)
             sys.exit(3)

@@ -71,6 +71,27 @@ def test_a_rank_that_lives_on_is_shown_late() -> None:
     assert filter.feed(b"d\n") == b"d\n"
 
 
+class Screen:
+    """A folder of logs and what a Forward shows of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.results = folder / "rank-0.log", folder / "rank-0.out"
+        self._shown = folder / "out", folder / "err"
+        self.fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in self._shown]
+
+    def shown(self) -> tuple[bytes, bytes]:
+        """What went to stdout and stderr."""
+        for fd in self.fds:
+            os.close(fd)
+        out, err = self._shown
+        return out.read_bytes(), err.read_bytes()
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Screen:
+    return Screen(tmp_path)
+
+
 @pytest.mark.parametrize(
     "failed, verbose, expected",
     [
@@ -79,25 +100,29 @@ def test_a_rank_that_lives_on_is_shown_late() -> None:
         (True, True, b"new\ny\n"),
     ],
 )
-def test_a_log_is_followed_from_its_end(tmp_path: Path, failed: bool, verbose: bool, expected: bytes) -> None:
-    log, shown = tmp_path / "rank-0.log", tmp_path / "shown"
-    log.write_bytes(b"of an earlier job\n")
-    out = os.open(shown, os.O_WRONLY | os.O_CREAT)
-    forward = Forward(log, out)
-    with log.open("ab") as file:
+def test_a_log_is_followed_from_its_end(
+    screen: Screen, tmp_path: Path, failed: bool, verbose: bool, expected: bytes
+) -> None:
+    screen.log.write_bytes(b"of an earlier job\n")
+    forward = Forward(tmp_path, *screen.fds)
+    with screen.log.open("ab") as file:
         file.write(b"new\nerror: x\ny\n")
     forward.pump()
     forward.finish(failed=failed, told="error: x", verbose=verbose)
-    os.close(out)
-    assert shown.read_bytes() == expected
+    assert screen.shown() == (b"", expected)
 
 
-def test_a_line_cut_off_by_death_is_ended(tmp_path: Path) -> None:
-    log, shown = tmp_path / "log", tmp_path / "shown"
-    out = os.open(shown, os.O_WRONLY | os.O_CREAT)
-    forward = Forward(log, out)
+def test_a_line_cut_off_by_death_is_ended(screen: Screen, tmp_path: Path) -> None:
+    forward = Forward(tmp_path, *screen.fds)
     forward.pump()
-    log.write_bytes(b" 50%")
+    screen.log.write_bytes(b" 50%")
     forward.finish(failed=True)
-    os.close(out)
-    assert shown.read_bytes() == b" 50%\n"
+    assert screen.shown() == (b"", b" 50%\n")
+
+
+def test_results_go_to_stdout_untouched_and_after_the_messages(screen: Screen, tmp_path: Path) -> None:
+    forward = Forward(tmp_path, screen.fds[0], screen.fds[0])
+    screen.results.write_bytes(b"error: is a fine result\n")
+    screen.log.write_bytes(b"100%\n")
+    forward.pump()
+    assert screen.shown() == (b"100%\nerror: is a fine result\n", b"")
