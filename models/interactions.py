@@ -63,14 +63,15 @@ class MixtureCross(nn.Module):
         self.C = nn.ParameterList(_xavier(experts, low_rank, low_rank) for _ in range(layers))
         self.U = nn.ParameterList(_xavier(experts, width, low_rank) for _ in range(layers))
         self.bias = nn.ParameterList(torch.zeros(width) for _ in range(layers))
-        self.gate_KN = _xavier(experts, width)
+        self.gate_KN = _xavier(experts, width) if experts > 1 else None  # one expert's gate is always 1
 
     def forward(self, x_BN: Tensor) -> Tensor:
         x0_BN = x_BN
         for V_KRN, C_KRR, U_KNR, b_N in zip(self.V, self.C, self.U, self.bias, strict=True):
-            gate_BK = torch.softmax(x_BN @ self.gate_KN.t(), dim=1)
             low_BKR = torch.tanh(x_BN @ V_KRN.flatten(0, 1).t()).view(-1, *C_KRR.shape[:2])
-            low_BKR = torch.tanh(torch.einsum("bkr,ksr->bks", low_BKR, C_KRR)) * gate_BK[:, :, None]
+            low_BKR = torch.tanh(torch.einsum("bkr,ksr->bks", low_BKR, C_KRR))
+            if self.gate_KN is not None:
+                low_BKR = low_BKR * torch.softmax(x_BN @ self.gate_KN.t(), dim=1)[:, :, None]
             mixed_BN = low_BKR.flatten(1) @ U_KNR.transpose(1, 2).flatten(0, 1) + b_N
             x_BN = torch.addcmul(x_BN, x0_BN, mixed_BN)
         return x_BN

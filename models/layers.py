@@ -52,24 +52,26 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tiny = torch.finfo(torch.float32).tiny
         weight = weights_B.sum()
-        mean_U = (weights_B @ x_BU) / weight.clamp(min=tiny)
-        normal_BU = x_BU - mean_U
+        centre_U = (weights_B @ x_BU) / weight.clamp(min=tiny)
+        normal_BU = x_BU - centre_U
+        offset_U = weights_B @ normal_BU  # what rounding left of it
         square_U = weights_B @ (normal_BU * normal_BU)
         # Every rank centres its own samples in float32; the moments are joined in float64, where
         # E[x^2] - E[x]^2 may cancel and the number of ranks does not show.
-        weight, local_U = weight.double(), mean_U.double()
-        moments = torch.cat([weight * local_U, square_U.double() + weight * local_U**2, weight[None]])
-        moments = total_over_ranks(moments)
+        weight, centre_U, offset_U = weight.double(), centre_U.double(), offset_U.double()
+        sum_U = weight * centre_U + offset_U
+        square_U = square_U.double() + centre_U * (sum_U + offset_U)
+        moments = total_over_ranks(torch.cat([sum_U, square_U, weight[None]]))
         weight = moments[-1]
-        total_U, square_U = (moments[:-1] / weight.clamp(min=tiny)).chunk(2)
-        var_U = (square_U - total_U**2).clamp(min=0)
+        mean_U, square_U = (moments[:-1] / weight.clamp(min=tiny)).chunk(2)
+        var_U = (square_U - mean_U**2).clamp(min=0)
         inverse_std_U = torch.rsqrt(var_U + eps).to(x_BU.dtype)
-        normal_BU.sub_((total_U - local_U).to(x_BU.dtype)).mul_(inverse_std_U)
+        normal_BU.sub_((mean_U - centre_U).to(x_BU.dtype)).mul_(inverse_std_U)
         ctx.save_for_backward(
             normal_BU, scale_U, inverse_std_U, weights_B / weight.clamp(min=tiny).to(x_BU.dtype)
         )
-        ctx.mark_non_differentiable(total_U, var_U, weight)
-        return torch.addcmul(bias_U, normal_BU, scale_U), total_U, var_U, weight
+        ctx.mark_non_differentiable(mean_U, var_U, weight)
+        return torch.addcmul(bias_U, normal_BU, scale_U), mean_U, var_U, weight
 
     @staticmethod
     def backward(ctx: Any, gradient_BU: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,9 +109,11 @@ class BatchNorm(nn.Module):
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return x_BU * scale + (self.bias - self.running_mean * scale)
-        normal_BU, mean_U, var_U, weight = _Normalise.apply(  # type: ignore[no-untyped-call]
-            x_BU.to(self.weight.dtype), self.weight, self.bias, slots.weights.to(self.weight.dtype), self.eps
-        )
+        dtype = self.weight.dtype
+        with torch.autocast(x_BU.device.type, enabled=False):  # statistics in full precision always
+            normal_BU, mean_U, var_U, weight = _Normalise.apply(  # type: ignore[no-untyped-call]
+                x_BU.to(dtype), self.weight, self.bias, slots.weights.to(dtype), self.eps
+            )
         with torch.no_grad():
             # A batch without weight says nothing about the statistics.
             momentum = (self.momentum * (weight > 0)).to(self.running_mean.dtype)

@@ -7,6 +7,7 @@ first and then keywords, that has `self.embeddings = Embeddings(inputs, ...)`, a
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -148,7 +149,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         message = first["msg"][0].lower() + first["msg"][1:]
         hint = ""
         if first["type"] == "literal_error" and isinstance(value, str):
-            near = get_close_matches(value, str(first["ctx"]["expected"]).replace("'", "").split(" or "), 1)
+            near = get_close_matches(value, re.findall("'([^']*)'", first["ctx"]["expected"]), 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{place}: {first['input']!r}: {message}{hint}") from error
 
