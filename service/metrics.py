@@ -141,7 +141,7 @@ class Evaluation:
         return result
 
     def _sums(self, task: int) -> Doubles:
-        """(5,): logits that are not finite; weight, weighted label, loss and prediction."""
+        """(5,): logits that are not finite; weight of positives, of negatives; weighted loss and prediction."""
         sums = np.zeros(5)
         for rows in self._chunks:
             finite = np.isfinite(rows.logits[:, task])
@@ -149,7 +149,7 @@ class Evaluation:
             labels, w = rows.labels[:, task], rows.weights.astype(np.float64)
             loss = np.logaddexp(0.0, np.where(labels, -z, z))
             prediction = np.exp(-np.logaddexp(0.0, -z))
-            sums += np.count_nonzero(~finite), w.sum(), w @ labels, w @ loss, w @ prediction
+            sums += np.count_nonzero(~finite), w[labels].sum(), w[~labels].sum(), w @ loss, w @ prediction
         return sums
 
     def _exact(self, task: int) -> Metrics:
@@ -183,9 +183,9 @@ class Evaluation:
 
 
 def _pointwise(sums_4: Doubles) -> Metrics:
-    weight, positive, loss, prediction = (float(x) for x in sums_4)
-    rate = positive / weight
-    entropy = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate) if 0 < rate < 1 else 0.0
+    positive, negative, loss, prediction = (float(x) for x in sums_4)
+    weight = positive + negative
+    entropy = -sum(part / weight * math.log(part / weight) for part in (positive, negative) if part > 0)
     return {
         "logloss": loss / weight,
         "ne": loss / weight / entropy if entropy > 0 else None,

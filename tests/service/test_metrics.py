@@ -3,21 +3,20 @@
 import json
 import math
 from itertools import chain
-from multiprocessing.context import SpawnContext
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchrec.metrics.ne import compute_ne, get_ne_states
 
 from sparta.models.errors import ConfigError, DataError
 from sparta.service import metrics
 from sparta.service.auc import auc
 from sparta.service.metrics import Evaluation, Metrics, corrected
+from tests.pool import Pool
 
 LABELS = ("click", "buy")
 
@@ -75,8 +74,6 @@ def test_sums_equal_the_formulas(seed: int, rows: int, spread: float) -> None:
 
 
 def test_normalised_entropy_is_torchrecs() -> None:
-    from torchrec.metrics.ne import compute_ne, get_ne_states  # slow to import: not in the spawned ranks
-
     logits, labels, weights, _, _ = batch(4000, 0)
     got = measured(Evaluation(LABELS), [0], rows=4000)
     for task, label in enumerate(LABELS):
@@ -157,6 +154,15 @@ def test_undefined_metrics_are_none_and_json() -> None:
     json.dumps(got, allow_nan=False)
 
 
+def test_rounding_makes_no_second_class() -> None:
+    weights = np.random.default_rng(0).random(1000).astype(np.float32)
+    evaluation = Evaluation(["y"])
+    evaluation.update(np.zeros((1000, 1)), np.ones((1000, 1)), weights)
+    got = evaluation.compute()["y"]
+    assert got["ne"] is None
+    assert got["calibration"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("rows", [0, 5])
 def test_no_weight_at_all_is_refused(rows: int) -> None:
     evaluation = Evaluation(["y"])
@@ -199,35 +205,31 @@ def test_an_impossible_share_is_refused(kept: float) -> None:
 
 
 CASES = {"exact": {}, "binned": {"exact_rows": 400}}
-BATCHES = {0: [0, 3, 4, 5], 1: [1, 2], 2: []}  # uneven, and a rank without a row
+BATCHES = {0: [0, 3, 4, 5], 1: [1, 2], 2: [], 3: [6]}  # uneven, and a rank without a row
 
 
-def _rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    metrics.CHUNK = 300
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 3), rank=rank, world_size=3)
-    results = {
-        name: measured(Evaluation(LABELS, group=True, **case), BATCHES[rank]) for name, case in CASES.items()
-    }
+def one_rank(rank: int, ranks: int) -> dict[str, Any]:
+    """What this rank computes; runs in a worker of the pool, which outlives the test."""
+    chunk, metrics.CHUNK = metrics.CHUNK, 300
     try:
-        Evaluation(LABELS).compute()
-    except DataError as error:
-        results["empty"] = str(error)
-    (folder / f"{rank}.json").write_text(json.dumps(results, allow_nan=False))
-    dist.destroy_process_group()
+        results: dict[str, Any] = {
+            name: measured(Evaluation(LABELS, group=True, **case), BATCHES[rank])
+            for name, case in CASES.items()
+        }
+        with pytest.raises(DataError, match="none of 0 rows"):
+            Evaluation(LABELS).compute()
+        broken = Evaluation(["y"])  # only rank 1 has the bad logit, every rank must leave together
+        broken.update(np.full((1, 1), math.nan if rank == 1 else 0.0), np.ones((1, 1)), np.ones(1))
+        with pytest.raises(DataError, match=f"1 of {ranks} logits of 'y'"):
+            broken.compute()
+    finally:
+        metrics.CHUNK = chunk
+    return results
 
 
-def test_many_ranks_equal_one_and_each_other(tmp_path: Path) -> None:
-    context: SpawnContext = mp.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, tmp_path)) for rank in BATCHES]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
-    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in BATCHES]
-    assert results[0] == results[1] == results[2]
-    assert "none of 0 rows" in results[0]["empty"]
+def test_many_ranks_equal_one_and_each_other(pool: Pool) -> None:
+    results = pool.run(len(BATCHES), one_rank)
+    assert all(result == results[0] for result in results)
     for name, case in CASES.items():
         alone = measured(Evaluation(LABELS, group=True, **case), sorted(chain(*BATCHES.values())))
         assert flat(results[0][name]) == pytest.approx(flat(alone), rel=1e-12), name

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from sparta.models.schema import Feature, Schema
-from sparta.service.report import result_table, show
+from sparta.service.report import result_table, scores_table, show
 
 FULL = {"auc": 0.78, "gauc": 0.66, "logloss": 0.45, "ne": 0.8, "calibration": 1.01}
 
@@ -67,3 +67,13 @@ def test_several_tasks_are_named() -> None:
     assert "[b]buy" in text
     assert "click: AUC 0.7800 of 0.5000 attainable\n" in text
     assert text.count("attainable") == 1
+
+
+def test_scores_alone_are_the_table_without_the_run() -> None:
+    scores = {"test": {"click": FULL}}
+    data = Schema(sparse=(), labels=("click",), splits={"test": 9}, attainable={"click": {"auc": 0.81}})
+    out = io.StringIO()
+    Console(file=out, width=80).print(scores_table(scores, data))
+    assert row(out.getvalue(), "test") == ["test", "0.7800", "0.6600", "0.4500", "0.8000", "1.0100"]
+    assert "0.8100 attainable" in out.getvalue()
+    assert "examples" not in out.getvalue()
