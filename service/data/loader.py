@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
@@ -103,20 +104,17 @@ class Loader:
             torch.cuda.set_device(device)  # pinning opens a context on the thread's device, else on GPU 0
         order = self._order(epoch)
         held: dict[int, Block] = {}
+        spare: list[NDArray[np.int32]] = []  # memory of row groups that are done with
         for index in range(start, order.steps):
-            step = epoch * order.steps + index + 1 if self._shuffle else 0
-            yield self._assemble(step, self._parts(order, index, held))
-
-    def _parts(self, order: Order, index: int, held: dict[int, Block]) -> list[tuple[Piece, Block]]:
-        """The pieces of one batch with their row groups, which are decoded when first needed."""
-        parts = []
-        for piece in order.pieces(index):
-            if piece.group not in held:
-                held[piece.group] = self._groups.read(piece.group, order.rows_of(piece.group))
-            parts.append((piece, held[piece.group]))
-            if piece.last:
-                del held[piece.group]
-        return parts
+            parts = []
+            for piece in order.pieces(index):
+                if piece.group not in held:
+                    memory = spare.pop() if spare else None
+                    held[piece.group] = self._groups.read(piece.group, order.rows_of(piece.group), memory)
+                parts.append((piece, held[piece.group]))
+            batch = self._assemble(epoch * order.steps + index + 1 if self._shuffle else 0, parts)
+            spare += [held.pop(piece.group).memory for piece, _ in parts if piece.last]
+            yield batch
 
     def _assemble(self, step: int, parts: Sequence[tuple[Piece, Block]]) -> Batch:
         B, schema = self._slots, self._schema
@@ -127,12 +125,13 @@ class Loader:
         if sum(piece.rows for piece, _ in parts) < B:
             for array in (into_dense, into_labels, into_weights):
                 array.fill(0)
+        D, T = dense.shape[1], labels.shape[1]
         for piece, block in parts:
             slots = slice(piece.slot, piece.slot + piece.rows)
-            rows = slice(piece.first, piece.first + piece.rows)
-            into_dense[slots] = block.dense[:, rows].T
-            into_labels[slots] = block.labels[:, rows].T
-            into_weights[slots] = block.weights[rows]
+            floats = block.floats[:, piece.first : piece.first + piece.rows]
+            into_dense[slots] = floats[:D].T
+            into_labels[slots] = floats[D : D + T].T
+            into_weights[slots] = floats[D + T] if schema.weight else 1
         slots_of_batch = Slots(seed=self._seed, step=step, first=self._first, weights=weights)
         return Batch(sparse=self._sparse(parts), dense=dense, labels=labels, slots=slots_of_batch)
 
@@ -156,7 +155,7 @@ class Loader:
             self._keys, values, lengths=lengths, offsets=offsets, stride=B, length_per_key=per_key
         )
 
-    def _fill_lengths(self, into_FB: np.ndarray, parts: Sequence[tuple[Piece, Block]]) -> None:
+    def _fill_lengths(self, into_FB: NDArray[np.int32], parts: Sequence[tuple[Piece, Block]]) -> None:
         into_FB.fill(0)
         for piece, block in parts:
             slots = slice(piece.slot, piece.slot + piece.rows)
@@ -171,7 +170,7 @@ class Loader:
                     into_FB[feature, slots] = np.diff(offsets)
                 feature += width
 
-    def _fill_values(self, into: np.ndarray, parts: Sequence[tuple[Piece, Block]]) -> None:
+    def _fill_values(self, into: NDArray[np.int64], parts: Sequence[tuple[Piece, Block]]) -> None:
         rows = sum(piece.rows for piece, _ in parts)
         at = 0
         for run in self._runs:

@@ -6,7 +6,7 @@ row 0 for an id outside its table, and one NaN ends a run. A message names file,
 
 # R = rows of a row group, D = dense columns, T = tasks, L = ids of a multi-valued column in the group
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,10 @@ class Block:
     """(single-valued features, R)"""
     bags: tuple[Bags, ...]
     """The multi-valued features."""
-    dense: NDArray[np.float32]
-    """(D, R)"""
-    labels: NDArray[np.float32]
-    """(T, R)"""
-    weights: NDArray[np.float32]
-    """(R,)"""
+    floats: NDArray[np.float32]
+    """(D + T, R), or (D + T + 1, R) with sample weights: dense columns, labels, weights."""
+    memory: NDArray[np.int32]
+    """What `ids` and `floats` are views of; good for another row group when this one is done with."""
 
 
 class RowGroups:
@@ -86,36 +84,46 @@ class RowGroups:
                 f"{schema.splits[split]}; files are missing or foreign: {_WAY_OUT}"
             )
 
-    def read(self, group: int, order: NDArray[np.intp] | None) -> Block:
+    def read(
+        self, group: int, order: NDArray[np.intp] | None, memory: NDArray[np.int32] | None = None
+    ) -> Block:
         """Decode one row group, check it, and put its rows into `order` (None = as they stand).
+
+        `memory` is a former block's, to be overwritten: fresh pages cost as much as the permutation.
 
         Raises:
             DataError: the file is damaged, or a value breaks its column's rule.
         """
         path, local = self._places[group]
-        place = f"{path}: row group {local}"
+        place, rows, schema = f"{path}: row group {local}", self.rows[group], self._schema
         footer = self._footers[path]
         with _readable(place), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
             # One thread: the trainer's threads own the other cores.
             table = file.read_row_group(local, columns=self._columns, use_threads=False)
-        if table.num_rows != self.rows[group]:
-            raise DataError(f"{place}: {table.num_rows} rows decoded of {self.rows[group]}; {_WAY_OUT}")
+        if table.num_rows != rows:
+            raise DataError(f"{place}: {table.num_rows} rows decoded of {rows}; {_WAY_OUT}")
         arrays = {name: _array(place, name, table.column(name)) for name in self._columns}
-        rows, schema = self.rows[group], self._schema
-        ids = (_ids(place, feature, arrays[feature.name]) for feature in self._singles)
-        labels = (_labels(place, name, arrays[name]) for name in schema.labels)
-        dense = (_finite(place, name, arrays[name]) for name in schema.dense)
+        ids = [_ids(place, feature, arrays[feature.name]) for feature in self._singles]
+        floats = [_finite(place, name, arrays[name]) for name in schema.dense]
+        floats += [_labels(place, name, arrays[name]) for name in schema.labels]
         if schema.weight:
-            weights = _stacked([_weights(place, schema.weight, arrays[schema.weight])], 1, rows, order)[0]
-        else:
-            weights = np.broadcast_to(np.float32(1), (rows,))
-        return Block(
-            ids=_stacked(ids, len(self._singles), rows, order, np.int32),
+            floats.append(_weights(place, schema.weight, arrays[schema.weight]))
+        words = (len(ids) + len(floats)) * rows
+        if memory is None or memory.size < words:
+            memory = np.empty(words, np.int32)
+        split = len(ids) * rows
+        block = Block(
+            ids=memory[:split].reshape(len(ids), rows),
             bags=tuple(_bags(place, feature, arrays[feature.name], order) for feature in self._multis),
-            dense=_stacked(dense, len(schema.dense), rows, order),
-            labels=_stacked(labels, len(schema.labels), rows, order),
-            weights=weights,
+            floats=memory[split:words].view(np.float32).reshape(len(floats), rows),
+            memory=memory,
         )
+        for into, column in zip((*block.ids, *block.floats), (*ids, *floats), strict=True):
+            if order is None:
+                into[:] = column
+            else:
+                np.take(column, order, out=into, mode="clip")  # "raise", the default, would buffer the output
+        return block
 
 
 @contextmanager
@@ -198,23 +206,6 @@ def _weights(place: str, name: str, array: pa.Array) -> NDArray[np.float32]:
         row = int(np.argmin(values))
         raise _broken(place, name, row, f"weight {values[row]}", "is negative")
     return values
-
-
-def _stacked(
-    columns: Iterable[NDArray[np.generic]],
-    count: int,
-    rows: int,
-    order: NDArray[np.intp] | None,
-    dtype: type[np.generic] = np.float32,
-) -> NDArray[np.generic]:
-    """(count, rows): every column in the given order. Copies, so that Arrow's buffers can go."""
-    out = np.empty((count, rows), dtype)
-    for into, column in zip(out, columns, strict=True):
-        if order is None:
-            into[:] = column
-        else:
-            np.take(column, order, out=into, mode="clip")  # "raise", the default, would buffer the output
-    return out
 
 
 def _bags(place: str, feature: Feature, array: pa.ListArray, order: NDArray[np.intp] | None) -> Bags:

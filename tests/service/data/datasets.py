@@ -10,6 +10,20 @@ from hypothesis import strategies as st
 
 from sparta.models.schema import Feature, Schema
 
+MIXED = Schema(
+    dense=("I1", "I2"),
+    sparse=(
+        Feature(name="C1", rows=1000),
+        Feature(name="C2", rows=9),
+        Feature(name="M", rows=50, multi=True),
+        Feature(name="C3", rows=300),
+    ),
+    labels=("y",),
+    weight="w",
+    splits={},
+)
+"""Every kind of column; single-valued features on both sides of a multi-valued one."""
+
 
 def arrow_type(schema: Schema, column: str) -> pa.DataType:
     """The type that a dataset's column must have."""
