@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparta.launcher.forward import HOLD_SECONDS, Filter, Forward
@@ -20,7 +20,7 @@ PIECES = [
     b"[rank0]: ",
     b"Trace",
     b"\xff\x00",
-    b" error: no",
+    b"an error: no",
 ]
 MARKS = [
     b"error: no column x\nmore\n",
@@ -35,6 +35,7 @@ def in_chunks(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(streams, st.lists(st.integers(0, 1000)))
 def test_without_a_mark_every_byte_passes_in_order(stream: bytes, cuts: list[int]) -> None:
     filter = Filter()
@@ -43,6 +44,7 @@ def test_without_a_mark_every_byte_passes_in_order(stream: bytes, cuts: list[int
     assert shown + filter.release() == stream
 
 
+@settings(max_examples=300, deadline=None)
 @given(
     streams,
     st.sampled_from([b"\n", b"\r", b"\n\x1b[?25h"]),

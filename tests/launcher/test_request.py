@@ -10,15 +10,8 @@ from sparta.models.errors import ConfigError
 
 
 def test_the_order_of_the_words_does_not_matter() -> None:
-    words = [
-        ["run"],
-        ["--ranks", "4"],
-        ["--run-dir=d"],
-        ["--set", "a.b=1"],
-        ["-v"],
-        ["--split", "test"],
-        ["--checkpoint", "last"],
-    ]
+    options = ["--ranks", "4", "--run-dir=d", "--set", "a.b=1"]
+    words = [["run"], options, ["-v"], ["--split", "test"], ["--checkpoint", "last"]]
     expected = Request(Path("run"), Path("d"), 4, ("a.b=1",), True)
     for order in permutations(words):
         assert peek([word for group in order for word in group]) == expected

@@ -99,7 +99,7 @@ def test_a_terminal_gets_rank_0_byte_for_byte(work: Path) -> None:
     (run / "job.yaml").write_text(JOB)
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 77, 0, 0))
-    words = ["evaluate", "run", "--do", "0:show:SPARTA_TERMINAL", "--do", r"0:raw:\r 10%\x1b[K\r 20%\n"]
+    words = ["evaluate", "run", "--do", r"0:raw:\r 10%\x1b[K\r 20%\n", "--do", "0:show:SPARTA_TERMINAL"]
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     command = [sys.executable, "-m", "tests.launcher.drive", *words]
     sparta = subprocess.Popen(
@@ -112,5 +112,5 @@ def test_a_terminal_gets_rank_0_byte_for_byte(work: Path) -> None:
     os.close(ours)
     os.close(theirs)
     # The terminal itself turns "\n" into "\r\n".
-    assert (sparta.returncode, shown) == (0, b"SPARTA_TERMINAL=77\r\n\r 10%\x1b[K\r 20%\r\n")
+    assert (sparta.returncode, shown) == (0, b"\r 10%\x1b[K\r 20%\r\nSPARTA_TERMINAL=77\r\n")
     assert (run / "logs/evaluate/rank-1.log").exists()
