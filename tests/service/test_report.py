@@ -61,11 +61,11 @@ def test_what_is_attainable_is_told_with_the_share_of_the_gain() -> None:
 def test_several_tasks_are_named() -> None:
     text = shown(
         {"click": FULL, "[b]buy": {**FULL, "auc": None}},
-        attainable={"click": {"auc": 0.5}, "[b]buy": {"auc": 0.9}},
+        attainable={"click": {"auc": 0.85}, "[b]buy": {"auc": 0.9}},
     )
     assert row(text, "valid")[:3] == ["valid", "click", "0.7800"]
     assert "[b]buy" in text
-    assert "click: AUC 0.7800 of 0.5000 attainable\n" in text
+    assert "click: AUC 0.7800 of 0.8500 attainable (80.0% of the gain over 0.5)" in text
     assert text.count("attainable") == 1
 
 
@@ -77,3 +77,7 @@ def test_scores_alone_are_the_table_without_the_run() -> None:
     assert row(out.getvalue(), "test") == ["test", "0.7800", "0.6600", "0.4500", "0.8000", "1.0100"]
     assert "0.8100 attainable" in out.getvalue()
     assert "examples" not in out.getvalue()
+
+
+def test_labels_that_are_noise_have_no_share_of_a_gain() -> None:
+    assert "attainable" not in shown({"click": FULL}, attainable={"click": {"auc": 0.5}})
