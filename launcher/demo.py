@@ -13,6 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from sparta.launcher.run_directory import RUNS
+from sparta.launcher.tether import tether
 
 ROWS = 400_000
 DATA = Path("data")
@@ -55,10 +56,13 @@ def commands(rows: int, data: Path, job: Path) -> list[list[str]]:
 
 def sparta(command: Sequence[str]) -> int:
     """Run one `sparta` command in this terminal; its exit code, 128 + n for signal n."""
-    process = subprocess.Popen([sys.executable, "-m", "sparta.launcher", *command])
+    started: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        process.send_signal(number)
+        asked.append(number)
+        for process in started:
+            process.send_signal(number)
 
     # Ctrl-C reaches the whole foreground group: the command gets it too, and we wait for its end.
     before = {
@@ -67,6 +71,11 @@ def sparta(command: Sequence[str]) -> int:
         signal.SIGHUP: signal.signal(signal.SIGHUP, pass_on),
     }
     try:
+        words = [sys.executable, "-m", "sparta.launcher", *command]
+        process = subprocess.Popen(words, preexec_fn=lambda: tether(signal.SIGTERM))
+        started.append(process)
+        for number in asked:  # while it was started
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in before.items():

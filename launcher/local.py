@@ -31,8 +31,9 @@ TERMINAL = "SPARTA_TERMINAL"
 """Environment variable of the ranks: columns of the user's terminal; absent when there is none."""
 
 POLL_SECONDS = 0.05
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SHUTDOWN_SECONDS = 8
-"""For the ranks to end after SIGTERM; TorchX kills torchrun itself after 10."""
+"""For the ranks to end after SIGTERM; TorchX kills torchrun itself, and so the ranks, after 10."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LocalJob:
         """What the ranks see beyond our own environment."""
         environment = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // self.ranks))),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+            SHUTDOWN: os.environ.get(SHUTDOWN, str(SHUTDOWN_SECONDS)),
             # TorchX would parse this file while torchrun writes it.
             "TORCHELASTIC_ERROR_FILE": "",
             PARENT: str(os.getpid()),

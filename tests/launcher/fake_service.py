@@ -28,6 +28,8 @@ def act(action: str, argument: str) -> None:
             raise RuntimeError(argument)
         case "kill":
             os.kill(os.getpid(), signal.Signals[argument])
+        case "ignore":
+            signal.signal(signal.Signals[argument], signal.SIG_IGN)
         case "sleep":
             time.sleep(float(argument))
         case "show":

@@ -89,6 +89,9 @@ def test_a_commands_code_is_passed_on() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert sparta(["--help"]) == 1
+def test_a_signal_to_the_demo_reaches_its_command(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    waits = work / "waits"
+    waits.write_text("#!/bin/sh\nkill -TERM $PPID\nexec sleep 60\n")
+    waits.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(waits))
+    assert sparta(["train"]) == 143
