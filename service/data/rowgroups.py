@@ -6,7 +6,7 @@ row 0 for an id outside its table, and one NaN ends a run. A message names file,
 
 # R = rows of a row group, D = dense columns, T = tasks, L = ids of a multi-valued column in the group
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ class RowGroups:
             DataError: the file is damaged, or a value breaks its column's rule.
         """
         path, local = self._places[group]
-        place, rows, schema = f"{path}: row group {local}", self.rows[group], self._schema
+        place, rows = f"{path}: row group {local}", self.rows[group]
         footer = self._footers[path]
         with _readable(place), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
             # One thread: the trainer's threads own the other cores.
@@ -103,27 +103,29 @@ class RowGroups:
         if table.num_rows != rows:
             raise DataError(f"{place}: {table.num_rows} rows decoded of {rows}; {_WAY_OUT}")
         arrays = {name: _array(place, name, table.column(name)) for name in self._columns}
-        ids = [_ids(place, feature, arrays[feature.name]) for feature in self._singles]
-        floats = [_finite(place, name, arrays[name]) for name in schema.dense]
-        floats += [_labels(place, name, arrays[name]) for name in schema.labels]
-        if schema.weight:
-            floats.append(_weights(place, schema.weight, arrays[schema.weight]))
-        words = (len(ids) + len(floats)) * rows
+        singles, words = len(self._singles), (len(self._columns) - len(self._multis)) * rows
         if memory is None or memory.size < words:
             memory = np.empty(words, np.int32)
-        split = len(ids) * rows
-        block = Block(
-            ids=memory[:split].reshape(len(ids), rows),
-            bags=tuple(_bags(place, feature, arrays[feature.name], order) for feature in self._multis),
-            floats=memory[split:words].view(np.float32).reshape(len(floats), rows),
-            memory=memory,
-        )
-        for into, column in zip((*block.ids, *block.floats), (*ids, *floats), strict=True):
+        ids = memory[: singles * rows].reshape(singles, rows)
+        floats = memory[singles * rows : words].view(np.float32).reshape(-1, rows)
+        for into, column in zip((*ids, *floats), self._checked(place, arrays), strict=True):
             if order is None:
                 into[:] = column
             else:
                 np.take(column, order, out=into, mode="clip")  # "raise", the default, would buffer the output
-        return block
+        bags = tuple(_bags(place, feature, arrays[feature.name], order) for feature in self._multis)
+        return Block(ids=ids, bags=bags, floats=floats, memory=memory)
+
+    def _checked(self, place: str, arrays: Mapping[str, pa.Array]) -> Iterator[NDArray[np.generic]]:
+        """The columns of one value a row; each is checked just before it is used, so while it is cached."""
+        for feature in self._singles:
+            yield _ids(place, feature, arrays[feature.name])
+        for name in self._schema.dense:
+            yield _finite(place, name, arrays[name])
+        for name in self._schema.labels:
+            yield _labels(place, name, arrays[name])
+        if self._schema.weight:
+            yield _weights(place, self._schema.weight, arrays[self._schema.weight])
 
 
 @contextmanager
