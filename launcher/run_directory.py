@@ -64,7 +64,10 @@ def logs_of(run: Path, verb: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _unwritable(run, error.strerror) from error
+        reason = f"cannot be written ({error.strerror})"
+        raise ConfigError(
+            f"{run}: {reason}; the logs go there, so make it writable or take another"
+        ) from error
     return path
 
 
