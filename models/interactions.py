@@ -1,8 +1,9 @@
 """Products of fields: inner products, the factorisation machine, and the cross networks that TorchRec lacks.
 
 TorchRec has namesakes of all four. Its FactorizationMachine also multiplies different coordinates of the
-embeddings, so it is not the paper's. Its InteractionArch, VectorCrossNet and LowRankMixtureCrossNet compute
-the same as the functions below in 2, 6 and 25 times their time on a CPU. Its full-rank CrossNet is fine.
+embeddings, so it is not the paper's. Its InteractionArch, VectorCrossNet and LowRankMixtureCrossNet compute the
+same as the code below, but took 1.5, 4 and 4 times as long on a CPU (4096 samples, 39 fields of 16). Its full-rank
+CrossNet is fine and used.
 """
 
 # B = slots, G = fields, E = embedding dim, P = G * (G - 1) / 2 pairs, N = width of all fields

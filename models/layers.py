@@ -162,7 +162,7 @@ class MLP(nn.Module):
             x_BU = layer(x_BU)
             if self.batch_norm:
                 x_BU = norm(x_BU, slots)
-            x_BU = dropout(torch.relu(x_BU), slots)
+            x_BU = dropout(x_BU.relu_(), slots)  # in place: nothing else reads it
         return x_BU if self.last is None else self.last(x_BU)
 
 
