@@ -1,10 +1,7 @@
 """Laws of the layers: they know the global batch only, whichever rank holds which part of it."""
 
 import math
-import threading
-from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from torch.testing import assert_close
 from sparta.models import layers
 from sparta.models.batch import Slots
 from sparta.models.layers import MLP, BatchNorm, Dropout
+from tests.pool import Pool
 
 
 def slots(weights: Tensor | int, *, seed: int = 1, step: int = 1, first: int = 0) -> Slots:
@@ -25,34 +23,6 @@ def slots(weights: Tensor | int, *, seed: int = 1, step: int = 1, first: int = 0
 def draw(rows: int, units: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     x: Tensor = 3 + 2 * torch.randn(rows, units, generator=torch.Generator().manual_seed(rows), dtype=dtype)
     return x.requires_grad_()
-
-
-def on_ranks(monkeypatch: pytest.MonkeyPatch, ranks: int, work: Callable[[int], Any]) -> list[Any]:
-    """Run `work(rank)` in a thread a rank, with a sum over them in place of the process group's."""
-    barrier = threading.Barrier(ranks, timeout=20)
-    parts: list[Any] = [None] * ranks
-    results: list[Any] = [None] * ranks
-    rank_of = threading.local()
-
-    def total(x: Tensor) -> Tensor:
-        parts[rank_of.value] = x.clone()
-        barrier.wait()
-        x.copy_(torch.stack(parts).sum(0))
-        barrier.wait()
-        return x
-
-    def run(rank: int) -> None:
-        rank_of.value = rank
-        results[rank] = work(rank)
-
-    monkeypatch.setattr(layers, "total_over_ranks", total)
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(result is not None for result in results)
-    return results
 
 
 # Dropout
@@ -209,29 +179,30 @@ def test_batch_norm_takes_its_statistics_in_full_precision_under_autocast() -> N
     assert_close(y, full(x, slots(64)))
 
 
+def train_part(
+    rank: int, ranks: int, mlp: MLP, x_BU: Tensor, weights_B: Tensor, push_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One rank's share of a batch through the MLP: output, input gradient, weight gradients, running statistics."""
+    share = len(x_BU) // ranks
+    part = slice(rank * share, (rank + 1) * share)
+    x, mlp = x_BU[part].clone().requires_grad_(), deepcopy(mlp)
+    y = mlp(x, slots(weights_B[part], first=rank * share))
+    (y * push_BT[part]).sum().backward()
+    assert x.grad is not None
+    gradients = torch.cat([p.grad.flatten() for p in mlp.parameters() if p.grad is not None])
+    return y.detach(), x.grad, gradients, torch.cat([buffer.flatten() for buffer in mlp.buffers()])
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_an_mlp_gives_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
-    rows, width = 24, 5
-    x = draw(rows, width).detach()
+def test_an_mlp_gives_the_same_on_any_number_of_ranks(pool: Pool, ranks: int) -> None:
+    rows = 24
+    x = draw(rows, 5).detach()
     weights = torch.rand(rows) + 0.1
-    weights[-5:] = 0  # with 4 ranks, the fourth has one real sample only
+    weights[-5:] = 0  # with 4 ranks, the last has one real sample only
     push = torch.randn(rows, 2) * weights[:, None]
-
-    model = MLP(width, (6, 4), dropout=0.4, batch_norm=True, out=2, name="m")
-
-    def work(first: int, size: int) -> tuple[Tensor, ...]:
-        part = x[first : first + size].clone().requires_grad_()
-        mlp = deepcopy(model)
-        y = mlp(part, slots(weights[first : first + size], first=first))
-        (y * push[first : first + size]).sum().backward()
-        total = torch.cat([p.grad.flatten() for p in mlp.parameters() if p.grad is not None])
-        buffers = torch.cat([buffer.flatten() for buffer in mlp.buffers()])
-        assert part.grad is not None
-        return y.detach(), part.grad, total, buffers
-
-    y, gradient, total, buffers = work(0, rows)
-    share = rows // ranks
-    found = on_ranks(monkeypatch, ranks, lambda rank: work(rank * share, share))
+    mlp = MLP(5, (6, 4), dropout=0.4, batch_norm=True, out=2, name="m")
+    y, gradient, total, buffers = train_part(0, 1, mlp, x, weights, push)
+    found = pool.run(ranks, train_part, mlp, x, weights, push)
     assert_close(torch.cat([part[0] for part in found]), y, rtol=1e-5, atol=1e-5)
     assert_close(torch.cat([part[1] for part in found]), gradient, rtol=1e-4, atol=1e-5)
     assert_close(sum(part[2] for part in found), total, rtol=1e-4, atol=1e-4)
