@@ -61,7 +61,7 @@ def write_dataset(folder: Path) -> Path:
     return folder / "data"
 
 
-def job_of(data: Path, **sections: dict[str, Any]) -> Job:
+def job_of(data: Path, /, **sections: dict[str, Any]) -> Job:
     """A quick job; `train={"epochs": 3}` and the like change or add keys of a section."""
     raw: dict[str, Any] = {
         "name": "toy",
@@ -80,7 +80,7 @@ def job_of(data: Path, **sections: dict[str, Any]) -> Job:
     return parse_job(raw, "test")
 
 
-def job_file(folder: Path, data: Path, **sections: dict[str, Any]) -> Path:
+def job_file(folder: Path, data: Path, /, **sections: dict[str, Any]) -> Path:
     """The same as a file."""
     path = folder / "job.yaml"
     path.write_text(job_of(data, **sections).dump())
