@@ -10,15 +10,21 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from sparta.models.errors import SpartaError
+from sparta.models.errors import ConfigError, SpartaError
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
     """All verbs with their arguments."""
-    top = argparse.ArgumentParser(
-        prog="sparta", description="Train recommenders on sharded embedding tables."
-    )
+    top = Parser(prog="sparta", description="Train recommenders on sharded embedding tables.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     synth = verbs.add_parser("synth", help="make Criteo-shaped data with known best metrics")
@@ -191,16 +197,17 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the process's exit code."""
-    arguments = parser().parse_args(argv)
+    verbose = "-v" in (argv or sys.argv) or "--verbose" in (argv or sys.argv)
     try:
+        arguments = parser().parse_args(argv)
         if arguments.verb not in ("synth", "prepare"):
             from sparta.sharding.quiet import silence
 
-            if not arguments.verbose:
+            if not verbose:
                 silence()
         VERBS[arguments.verb](arguments)
     except SpartaError as error:
-        if arguments.verbose:
+        if verbose:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
