@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -154,12 +155,12 @@ class Spec(Settings):
                 raise ValueError(f"{what} names {twice[0]!r} twice")
         return self
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[str, ...]:
         """Dense columns that stay numbers, in schema order."""
         return tuple(name for name, column in self.dense.items() if column.transform != "bucketise")
 
-    @property
+    @cached_property
     def categories(self) -> Mapping[str, SparseColumn]:
         """Categorical features in schema order: bucketised numbers first."""
         single = self.defaults.sparse.model_copy(update={"multi": False, "separator": None})

@@ -1,0 +1,69 @@
+"""Raw files and specs for the tests of prepare."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparta.service.data.spec import Spec
+from tests.service.data import oracle
+
+COLUMNS = {
+    "y": pa.int8(),
+    "w": pa.float32(),
+    "x": pa.float64(),
+    "n": pa.float64(),
+    "word": pa.string(),
+    "code": pa.int64(),
+    "real": pa.float64(),
+    "tags": pa.string(),
+    "list": pa.list_(pa.int64()),
+}
+
+
+def write(path: Path, rows: Sequence[oracle.Row]) -> str:
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()}
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def read(dataset: Path, split: str) -> dict[str, list[Any]]:
+    parts = sorted((dataset / split).glob("part-*.parquet"))
+    return pa.concat_tables([pq.read_table(part) for part in parts]).to_pydict()
+
+
+def spec_of(files: Any, **changes: Any) -> Spec:
+    base: dict[str, Any] = {
+        "files": files,
+        "labels": "y",
+        "weight": "w",
+        "missing": ["", "NA"],
+        "dense": {"x": {}, "n": {"nan": "missing"}},
+        "sparse": {"word": {}, "code": {}, "real": {}, "tags": {"separator": ","}, "list": {"multi": True}},
+    }
+    return Spec.model_validate(base | changes)
+
+
+def a_raw_row(**changes: Any) -> dict[str, Any]:
+    row = {
+        "y": 1,
+        "w": 1.0,
+        "x": 0.5,
+        "n": 1.0,
+        "word": "a",
+        "code": 1,
+        "real": 1.0,
+        "tags": "a",
+        "list": [1],
+    }
+    return row | changes
+
+
+def small(folder: Path, **changes: Any) -> Spec:
+    files = {
+        split: write(folder / f"{split}.parquet", [a_raw_row(), a_raw_row(y=0)] * 3)
+        for split in ("train", "test")
+    }
+    return spec_of(changes.pop("files", files), **changes)
