@@ -144,17 +144,17 @@ class Embeddings(nn.Module):
     def _check(self, inputs: Inputs, equal_dims: bool) -> None:
         for name in inputs.dims:
             if name not in self.features:
-                raise ConfigError(f"model.tables: {name!r} is no categorical feature of the dataset")
+                raise ConfigError(f"tables: {name!r} is no categorical feature of the dataset")
             if equal_dims and inputs.dim(name) != inputs.embedding_dim:
                 raise ConfigError(
-                    f"model.tables.{name}: dim {inputs.dim(name)} differs from embedding_dim {inputs.embedding_dim}, "
+                    f"tables.{name}: dim {inputs.dim(name)} differs from embedding_dim {inputs.embedding_dim}, "
                     "and this model stacks its fields; use one width or a model that concatenates them"
                 )
         for name, how in inputs.pooling.items():
             if name not in self.features or not inputs.schema.feature(name).multi:
-                raise ConfigError(f"model.tables: {name!r} is no multi-valued feature, so it has no pooling")
+                raise ConfigError(f"tables: {name!r} is no multi-valued feature, so it has no pooling")
             if how not in ("sum", "mean"):
-                raise ConfigError(f"model.tables.{name}: pooling {how!r} is neither 'sum' nor 'mean'")
+                raise ConfigError(f"tables.{name}: pooling {how!r} is neither 'sum' nor 'mean'")
 
     def forward(self, batch: Batch) -> Embedded:
         """Look up and pool: one column block per table."""
