@@ -53,7 +53,7 @@ def write_dataset(
             begin, end = table.num_rows * part // files, table.num_rows * (part + 1) // files
             path = folder / split / f"part-{part:05d}.parquet"
             rows = table.slice(begin, end - begin)
-            pq.write_table(rows, path, row_group_size=row_group, compression="zstd")
+            pq.write_table(rows, path, row_group_size=row_group, compression="zstd", write_page_checksum=True)
     schema.save(folder)
     return schema
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparta.models.errors import ConfigError
@@ -13,6 +13,7 @@ GROUP_ROWS = st.lists(st.integers(0, 40), max_size=8)
 STREAMS = st.integers(1, 20)
 SHARE = st.integers(1, 12)
 RANKS = st.integers(1, 8)
+LAW = settings(deadline=None)  # how long an example takes is up to the machine
 
 
 def file_rows(order: Order, group_rows: list[int], batch: int) -> dict[int, int]:
@@ -42,6 +43,7 @@ def global_batches(group_rows: list[int], *, ranks: int = 1, **settings: Any) ->
     return batches
 
 
+@LAW
 @given(GROUP_ROWS, STREAMS, SHARE, RANKS, st.booleans())
 def test_global_batches_do_not_depend_on_the_ranks(
     group_rows: list[int], streams: int, share: int, ranks: int, shuffle: bool
@@ -50,6 +52,7 @@ def test_global_batches_do_not_depend_on_the_ranks(
     assert global_batches(group_rows, ranks=ranks, **settings) == global_batches(group_rows, **settings)
 
 
+@LAW
 @given(GROUP_ROWS, STREAMS, SHARE, st.integers(-(2**63), 2**64), st.integers(0, 5))
 def test_every_row_exactly_once_an_epoch(
     group_rows: list[int], streams: int, share: int, seed: int, epoch: int
@@ -58,6 +61,7 @@ def test_every_row_exactly_once_an_epoch(
     assert sorted(row for slots in batches for row in slots.values()) == list(range(sum(group_rows)))
 
 
+@LAW
 @given(GROUP_ROWS, STREAMS, SHARE)
 def test_all_batches_but_the_last_are_full_and_it_is_not_empty(
     group_rows: list[int], streams: int, share: int
@@ -67,6 +71,7 @@ def test_all_batches_but_the_last_are_full_and_it_is_not_empty(
     assert all(sizes)
 
 
+@LAW
 @given(GROUP_ROWS, STREAMS, SHARE)
 def test_a_stream_is_a_range_of_the_permuted_row_groups(
     group_rows: list[int], streams: int, share: int
@@ -89,6 +94,7 @@ def test_a_stream_is_a_range_of_the_permuted_row_groups(
     assert global_batches(group_rows, **settings) == expected
 
 
+@LAW
 @given(GROUP_ROWS, st.integers(1, 50))
 def test_one_stream_unshuffled_is_the_order_of_the_files(group_rows: list[int], batch_size: int) -> None:
     batches = global_batches(group_rows, batch_size=batch_size, streams=1, shuffle=False)
@@ -96,6 +102,7 @@ def test_one_stream_unshuffled_is_the_order_of_the_files(group_rows: list[int], 
     assert rows == list(range(sum(group_rows)))
 
 
+@LAW
 @given(GROUP_ROWS, STREAMS, SHARE, RANKS, st.booleans())
 def test_last_marks_exactly_the_last_use_of_each_group(
     group_rows: list[int], streams: int, share: int, ranks: int, shuffle: bool
@@ -109,6 +116,7 @@ def test_last_marks_exactly_the_last_use_of_each_group(
         assert [i for i, piece in enumerate(pieces) if piece.last] == sorted(final.values())
 
 
+@LAW
 @given(st.integers(1, 30), st.integers(1, 16))
 def test_a_rank_holds_at_most_two_row_groups_a_stream_between_batches(groups: int, streams: int) -> None:
     """One that the stream reads, and one that it shares with the next stream."""

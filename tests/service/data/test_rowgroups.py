@@ -83,13 +83,16 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         Loader(tmp_path, schema, "train", batch_size=16)
 
 
-def test_damaged_pages_are_named_with_their_row_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged_bytes", [1, 50], ids=["one byte", "many bytes"])
+def test_damaged_pages_are_named_with_their_row_group(tmp_path: Path, damaged_bytes: int) -> None:
     schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 1000)}, row_group=500)
     path = tmp_path / "train" / "part-00000.parquet"
     column = pq.read_metadata(path).row_group(1).column(0)
     content = bytearray(path.read_bytes())
-    begin = column.dictionary_page_offset or column.data_page_offset
-    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    begin = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+    end = begin + column.total_compressed_size
+    for at in range(end - damaged_bytes, end):
+        content[at] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(
         DataError, match=r"part-00000.parquet: row group 1: not readable as Parquet"
