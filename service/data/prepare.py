@@ -237,7 +237,7 @@ class _Writer:
 @contextmanager
 def _pool() -> Iterator[Map]:
     """`map` over the cores; Arrow and numpy release the lock."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "prepare") as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "prepare") as pool:
         yield pool.map
 
 
