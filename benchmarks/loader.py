@@ -6,7 +6,7 @@ plain pyarrow reads of the same columns, all on one core, and prints one JSON ob
 
     python benchmarks/loader.py --rows 4000000
 
-Where the time goes (65,536 rows, about 27 ms): Parquet decoding 14.4, permuting and checking 5, copying
+Where the time goes (65,536 rows, about 30 ms): Parquet decoding 14.4, permuting and checking 5, copying
 slices into batches 5, the permutation itself 1, the queue and its two threads the rest. What helped:
 permuting into the memory of a finished row group (fresh pages cost up to as much as the permutation);
 checking a column just before it is permuted, while it is cached (21.7 -> 19.9 ms a row group).
@@ -14,10 +14,10 @@ checking a column just before it is permuted, while it is cached (21.7 -> 19.9 m
 What did not help, in the same setting:
 - memory-mapped files (13.9 against 14.4 ms, and a file that shrinks would kill the process), pre_buffer,
   a read buffer, Arrow's system or jemalloc pool: all within 4%. Verifying page checksums is free.
-- Ids as int32 in the batch: 1%, and FBGEMM's CPU kernels convert them to int64 anyway.
+- Ids as int32 in the batch: 1 to 5%, within the noise, and FBGEMM's CPU kernels convert them to int64 anyway.
 - Reusing the memory of batches that nobody holds any more: no fewer page faults than malloc's own reuse.
-- Dense values stored row by row, so that a slice is one memcpy: permuting costs 2.4 ms in place of 0.6,
-  more than the transposed copies of the slices.
+- Dense values stored row by row, so that a slice is one memcpy: permuting alone costs 2.2 ms in
+  place of 0.6, more than the copies could gain (about 1.3).
 - numpy's argsort of the hashes (0.9 ms): sorting hash and index packed in one word takes 0.4.
 """
 
