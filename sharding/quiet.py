@@ -6,13 +6,15 @@ They log through their own loggers, through the root logger, and through warning
 import logging
 import warnings
 
-_LOGGERS = ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.nn.parallel")
+_LOGGERS = ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx")
 _ROOT_MESSAGES = ("Could not determine LOCAL_", "TORCHREC_RESOLVED_POD_SIZE", "[Connection]", "[TBE")
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # the CPU build of fbgemm-gpu comes without its SSD lookups and says so when it is imported
     (r"(?s).*Failed to import. fbgemm_gpu", DeprecationWarning),
     # TorchRec 1.8 wraps the dense part with an option that torch 2.13 renamed
     (r"`broadcast_buffers` is deprecated", FutureWarning),
+    # TorchRec 1.8 calls collectives by the names they had before torch 2.13
+    (r"`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated", FutureWarning),
     # torchmetrics 1.0.3 compares versions with setuptools' copy of distutils when it is imported
     (r"distutils Version classes are deprecated", DeprecationWarning),
 )

@@ -12,9 +12,14 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from torch import nn
-from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torch.distributed._shard.metadata import ShardMetadata
 from torchrec.distributed.sharding_plan import placement
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    EnumerableShardingSpec,
+    ParameterSharding,
+    ShardingPlan,
+)
 
 from sparta.models.embedding import Table, padded, table_name
 from sparta.models.errors import PlanError

@@ -18,7 +18,7 @@ from sparta.sharding.collections import collections_of, tables_of
 from sparta.sharding.collectives import from_first, ranks
 from sparta.sharding.record import Plan
 from sparta.sharding.sharder import Sharder, TableOptimizer, engine_for
-from sparta.sharding.state import LogicalTable, State, dense_tensors, load_into, local_shards, state_of
+from sparta.sharding.state import State, dense_tensors, load_into, local_shards, state_of
 
 
 class Sharded:
@@ -56,7 +56,7 @@ class Sharded:
         """`tables/<name>` and `dense/<name>`, independent of the plan; shares memory with the model."""
         return state_of(self.model, self.plan)
 
-    def load_state_dict(self, state: Mapping[str, Tensor | LogicalTable]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy such a state into the model.
 
         A state read by torch.distributed.checkpoint into `state_dict()` is in the model already.

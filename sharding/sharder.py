@@ -41,10 +41,13 @@ class TableOptimizer:
 class Engine(Protocol):
     """What planner and sharder ask of an engine."""
 
-    kernels: tuple[str, ...]
-    """TorchRec compute kernels that run it; the planner is limited to them."""
-    fused_params: Mapping[str, Any]
-    """What every table's kernel is built with."""
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """TorchRec compute kernels that run it; the planner is limited to them."""
+
+    @property
+    def fused_params(self) -> Mapping[str, Any]:
+        """What every table's kernel is built with."""
 
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
         """Refuse an optimizer this engine does not have on this kind of device."""

@@ -7,6 +7,7 @@ would do but for padding: it refuses views, and the logical part of a padded sha
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,41 +36,57 @@ class Window:
         return torch.Size((self.row, self.column))
 
 
-class LogicalTable:
+class LogicalTable(Tensor):
     """A whole table of rows x dim, of which this rank holds some windows, possibly none.
 
-    The methods with double underscores are torch.distributed.checkpoint's protocol for tensors in pieces.
+    A tensor in name and shape only, because torch.distributed.checkpoint asks for one; the methods with
+    double underscores are its protocol for tensors in pieces.
     """
 
-    def __init__(self, rows: int, dim: int, windows: Sequence[Window]) -> None:
-        self._size = torch.Size((rows, dim))
-        self.windows = [window for window in windows if window.values.numel()]
+    windows: list[Window]
 
-    def size(self) -> torch.Size:
-        return self._size
+    @staticmethod
+    def __new__(cls, rows: int, dim: int, windows: Sequence[Window]) -> "LogicalTable":
+        made: LogicalTable = Tensor._make_wrapper_subclass(cls, (rows, dim), dtype=torch.float32)
+        made.windows = [window for window in windows if window.values.numel()]
+        return made
 
-    def clone(self) -> "LogicalTable":
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise TypeError(f"a LogicalTable is in pieces over the ranks and cannot be used in {func}")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"LogicalTable({tuple(self.shape)}, {len(self.windows)} windows here)"
+
+    def snapshot(self) -> "LogicalTable":
         """A copy that the next step does not change."""
         copies = [Window(w.row, w.column, w.values.clone()) for w in self.windows]
-        return LogicalTable(*self._size, copies)
+        return LogicalTable(self.shape[0], self.shape[1], copies)
 
-    def copy_(self, other: "LogicalTable | Tensor") -> None:
-        """Take the values of the same windows of another table, or of a whole tensor."""
-        if other.size() != self._size:
+    def fill_from(self, name: str, other: Tensor) -> None:
+        """Take the values of a table in the same windows, or of a whole tensor.
+
+        Raises:
+            DataError: another shape, or other windows.
+        """
+        if other.shape != self.shape:
             raise DataError(
-                f"a saved table is {tuple(other.size())}, the model's {tuple(self._size)}; "
-                "it belongs to another dataset or job"
+                f"{name} is {tuple(other.shape)} in the saved weights, {tuple(self.shape)} in the model"
             )
-        if isinstance(other, LogicalTable):
-            theirs = {window.offsets: window.values for window in other.windows}
-            for window in self.windows:
-                window.values.copy_(theirs[window.offsets])
-        else:
-            for window in self.windows:
-                rows, columns = window.values.shape
-                window.values.copy_(
-                    other[window.row : window.row + rows, window.column : window.column + columns]
-                )
+        theirs = {w.offsets: w.values for w in other.windows} if isinstance(other, LogicalTable) else None
+        for window in self.windows:
+            rows, columns = window.values.shape
+            if theirs is None:
+                source = other[window.row : window.row + rows, window.column : window.column + columns]
+            elif window.offsets in theirs and theirs[window.offsets].shape == window.values.shape:
+                source = theirs[window.offsets]
+            else:
+                raise DataError(f"{name} was taken under another plan; save and load it with a checkpoint")
+            window.values.copy_(source)
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         return [
@@ -79,7 +96,7 @@ class LogicalTable:
                 tensor_data=TensorWriteData(
                     chunk=ChunkStorageMetadata(window.offsets, window.values.size()),
                     properties=TensorProperties(dtype=window.values.dtype),
-                    size=self._size,
+                    size=self.shape,
                 ),
             )
             for window in self.windows
@@ -95,7 +112,7 @@ class LogicalTable:
         raise ValueError(f"no window of {index.fqn} starts at {index.offset} on this rank")
 
 
-State = dict[str, Tensor | LogicalTable]
+State = dict[str, Tensor]
 
 
 def sharded_collections(module: nn.Module) -> Iterator[tuple[str, ShardedEmbeddingBagCollection]]:
@@ -142,7 +159,7 @@ def state_of(module: nn.Module, plan: Plan) -> State:
 
 
 @torch.no_grad()
-def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor | LogicalTable]) -> None:
+def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> None:
     """Copy a state made by `state_of`, or one of whole tensors, into the model.
 
     Raises:
@@ -153,10 +170,11 @@ def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor | Logica
         problem = "is missing in the saved weights" if name in mine else "is not in the model"
         raise DataError(f"{name} {problem}; they belong to another job")
     for name, target in mine.items():
-        source = state[name]
         if isinstance(target, LogicalTable):
-            target.copy_(source)
-        elif isinstance(source, LogicalTable) or source.shape != target.shape:
-            raise DataError(f"{name} has another shape in the saved weights; they belong to another job")
+            target.fill_from(name, state[name])
+        elif state[name].shape != target.shape:
+            raise DataError(
+                f"{name} is {tuple(state[name].shape)} in the saved weights, {tuple(target.shape)} in the model"
+            )
         else:
-            target.copy_(source)
+            target.copy_(state[name])

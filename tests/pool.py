@@ -3,7 +3,7 @@
 Importing torch and torchrec takes seconds a process, so workers stay; each call makes a fresh default process
 group of 1, 2 or 4 of them and takes it down after, so code under test finds its ranks in the world group.
 `fn(rank, ranks, *args)` must be a module-level function. An exception or a hang in any worker fails the call
-with that worker's traceback; the workers are then replaced.
+with that worker's traceback; workers that hang or died are then replaced.
 """
 
 import faulthandler
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-SIZE = 4
+START_SECONDS = 180.0
 GRACE_SECONDS = 3.0
 """Time for the other ranks to report after the first has failed."""
 
@@ -65,12 +65,16 @@ def _run(rank: int, store: str, ranks: int, local_ranks: int, fn: Callable[..., 
 
 
 def _worker(rank: int, pipe: Connection, stacks: str) -> None:
+    from sparta.sharding.quiet import silence
+
+    silence()
     import torch
     import torchrec  # noqa: F401
 
     torch.set_num_threads(1)
     with open(stacks, "w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+        pipe.send("ready")
         while True:
             try:
                 store, ranks, local_ranks, fn, args = pipe.recv()
@@ -89,7 +93,8 @@ def _worker(rank: int, pipe: Connection, stacks: str) -> None:
 class Pool:
     """The workers; `run` is all a test needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 4) -> None:
+        self._size = size
         self._folder = Path(tempfile.mkdtemp(prefix="sparta-pool-"))
         self._workers: list[tuple[Any, Connection]] = []
         self._calls = 0
@@ -107,8 +112,8 @@ class Pool:
         Args:
             local_ranks: LOCAL_WORLD_SIZE; 2 makes 4 ranks look like two nodes. All of them by default.
         """
-        if not 1 <= ranks <= SIZE:
-            raise ValueError(f"the pool has {SIZE} workers, not {ranks}")
+        if not 1 <= ranks <= self._size:
+            raise ValueError(f"the pool has {self._size} workers, not {ranks}")
         if not self._workers:
             self._start()
         self._calls += 1
@@ -124,7 +129,8 @@ class Pool:
             f"--- rank {rank} of {ranks}:\n{replies[rank][1] if rank in replies else self._stack(rank)}"
             for rank in failed
         )
-        self.close()
+        if len(replies) < ranks or not all(process.is_alive() for process, _ in self._workers):
+            self.close()
         raise RankError(f"{fn.__module__}.{fn.__name__} failed\n{message}")
 
     def close(self) -> None:
@@ -139,7 +145,7 @@ class Pool:
         # Ranks talk over the loopback only; the interface of the host name may not exist in a sandbox.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         context = multiprocessing.get_context("spawn")
-        for rank in range(SIZE):
+        for rank in range(self._size):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_worker, args=(rank, theirs, str(self._folder / f"stack-{rank}")), daemon=True
@@ -147,6 +153,9 @@ class Pool:
             process.start()
             theirs.close()
             self._workers.append((process, ours))
+        for rank, (_, pipe) in enumerate(self._workers):
+            if not pipe.poll(START_SECONDS) or pipe.recv() != "ready":
+                raise RankError(f"worker {rank} did not start within {START_SECONDS:.0f} s")
 
     def _collect(self, pipes: list[Connection], timeout_seconds: float) -> dict[int, tuple[bool, Any]]:
         replies: dict[int, tuple[bool, Any]] = {}

@@ -5,11 +5,19 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
+from sparta.models.batch import Batch
+from sparta.models.embedding import Embeddings, Inputs
+from sparta.models.errors import PlanError
+from sparta.models.schema import Schema
+from sparta.sharding.collections import tables_of
 from sparta.sharding.collectives import gather, total
-from sparta.sharding.sharder import SHARDING_TYPES
+from sparta.sharding.plan import make_plan
 from sparta.sharding.shard import Sharded, shard
-from sparta.sharding.state import LogicalTable
+from sparta.sharding.sharder import SHARDING_TYPES
+from sparta.sharding.state import LogicalTable, local_shards
 from tests.pool import Pool
 from tests.sharding import toys
 
@@ -92,3 +100,131 @@ def test_every_plan_trains_like_plain_embedding_bags(run, sharding: str, optimiz
         torch.testing.assert_close(
             found.tables[name], table, rtol=0, atol=1e-4 * float(table.abs().max()), msg=f"table {name}"
         )
+
+
+def lookup_error(rank: int, ranks: int, sharding: str, bad: int) -> str:
+    """The error of this rank's lookup when rank 0's first C1 id is `bad`; empty when it raises none."""
+    tables = sharded_toy(sharding, "sgd", ranks).model.embeddings.tables
+    sparse = toys.batch(0, rank, ranks).sparse
+    values = sparse.values().clone()
+    if rank == 0:
+        values[0] = bad
+    context = tables.create_context()
+    sparse = KeyedJaggedTensor(sparse.keys(), values, lengths=sparse.lengths())
+    arrived = tables.input_dist(context, sparse).wait().wait()
+    try:  # up to here: in the exchange that follows, the other ranks would wait for this one
+        tables.compute(context, arrived)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("bad", [37, 38, 10**9, -1])
+@pytest.mark.parametrize("sharding", SHARDING_TYPES)
+def test_an_id_outside_its_table_is_caught(pool: Pool, sharding: str, bad: int) -> None:
+    errors = pool.run(2, lookup_error, sharding, bad)
+    assert any("Expected idx < num_rows" in error or "out of bounds" in error for error in errors), errors
+
+
+def initial(rank: int, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {str(kind): whole_tables(sharded_toy(kind, "sgd", ranks)) for kind in (*SHARDING_TYPES, None)}
+
+
+def test_initial_weights_depend_on_neither_plan_nor_ranks(pool: Pool) -> None:
+    expected = toys.PlainTables(toys.model().embeddings)
+    for ranks in (1, 2, 4):
+        for found in pool.run(ranks, initial, local_ranks=min(2, ranks)):
+            for tables in found.values():
+                for (table, _), bag in zip(expected.outputs, expected.bags, strict=True):
+                    torch.testing.assert_close(tables[table.name], bag.weight.detach(), rtol=0, atol=0)
+
+
+def padding_after_training(rank: int, ranks: int, sharding: str) -> float:
+    sharded = sharded_toy(sharding, "adagrad", ranks)
+    train(sharded, rank, ranks, 5)
+    beyond = [
+        weights[:, max(0, sharded.plan.table(name).dim - column) :]
+        for name, _, column, weights in local_shards(sharded.model)
+    ]
+    assert any(columns.numel() for columns in beyond)
+    return max(float(columns.abs().max()) for columns in beyond if columns.numel())
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_padding_columns_stay_zero(pool: Pool, sharding: str) -> None:
+    assert pool.run(2, padding_after_training, sharding) == [0.0, 0.0]
+
+
+def refusals(rank: int, ranks: int) -> list[str]:
+    model = toys.model()
+    messages = []
+    for plan in (
+        toys.planned("row_wise", "sgd", ranks=2, local_ranks=2),
+        toys.planned("row_wise", "sgd", ranks=1, local_ranks=1).model_copy(update={"device": "cuda"}),
+        toys.planned("row_wise", "sgd", ranks=1, local_ranks=1, dim=8),
+    ):
+        try:
+            shard(
+                model,
+                plan,
+                optimizers=toys.optimizers(model.embeddings.specs, "sgd"),
+                device=torch.device("cpu"),
+                seed=1,
+            )
+        except PlanError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_plan_for_another_job_is_refused(pool: Pool) -> None:
+    ranks, device, dim = pool.run(1, refusals)[0]
+    assert "for 2 ranks, the job has 1" in ranks
+    assert "for cuda" in device
+    assert "37 x 8, the model's is 37 x 10" in dim
+
+
+class Scattered(nn.Module):
+    """A user's model: two Embeddings and a plain EmbeddingBagCollection on a real device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = Schema(sparse=toys.SCHEMA.sparse[:2], labels=("y",), splits={})
+        self.left = Embeddings(Inputs(first, 6))
+        self.inner = nn.Module()
+        self.inner.bags = EmbeddingBagCollection(
+            [EmbeddingBagConfig(name="own", embedding_dim=8, num_embeddings=19, feature_names=["tags"])],
+            device=torch.device("cpu"),
+        )
+        self.out = nn.Linear(6 + 6 + 8, 1)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        pooled = self.left(batch).fields()
+        return self.out(torch.cat([*pooled, self.inner.bags(batch.sparse)["tags"]], 1))  # type: ignore[no-any-return]
+
+
+def scattered(rank: int, ranks: int) -> tuple[list[float], list[str]]:
+    torch.manual_seed(1)
+    model = Scattered()
+    tables = tables_of(model)
+    optimizers = toys.optimizers(tables, "adagrad")
+    plan = make_plan(
+        tables,
+        ranks=ranks,
+        local_ranks=ranks,
+        device="cpu",
+        batch_size=toys.GLOBAL,
+        constraints={"own": ["row_wise"], "C1": ["column_wise"]},
+        optimizers=optimizers,
+    )
+    sharded = shard(
+        model, plan, optimizers=optimizers, device=torch.device("cpu"), seed=1, init_stds={"own": 0.3}
+    )
+    assert float(whole_tables(sharded)["own"].std()) > 0.2
+    assert float(whole_tables(sharded)["C1"].std()) < 1e-3
+    return train(sharded, rank, ranks, 5), list(sharded.state_dict())
+
+
+def test_every_collection_of_a_users_model_is_sharded(pool: Pool) -> None:
+    (one, names), (two, _) = pool.run(1, scattered)[0], pool.run(2, scattered)[0]
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
+    assert names == ["tables/C1", "tables/C2", "tables/own", "dense/out.weight", "dense/out.bias"]
