@@ -24,8 +24,8 @@ from sparta.models.schema import Schema
 from sparta.service.data.order import Order, Piece
 from sparta.service.data.rowgroups import Block, RowGroups
 
-# Ids are int64 (what FBGEMM's CPU kernels and our row engines index with; int32 would be converted there),
-# lengths and offsets int32, as TorchRec makes them: all four mixtures run, sharded or not.
+# All four mixtures of int32 and int64 run, sharded or not. Ids are int64, as kernels that number the rows
+# of several tables in one range need them; lengths and offsets int32, half the bytes to exchange.
 _IDS, _LENGTHS = torch.int64, torch.int32
 
 _POLL_SECONDS = 0.1
