@@ -9,7 +9,6 @@ it held before it began. Memory should follow the vocabulary, not the rows: comp
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -67,9 +66,9 @@ def measure(raw: Path) -> None:
 
 
 def _peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Largest resident memory since this program began (getrusage would count its parent's, too)."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
 
 
 if __name__ == "__main__":

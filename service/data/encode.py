@@ -94,7 +94,7 @@ class Categories:
 
 def categories(column: pa.Array, options: SparseColumn, missing: Iterable[str]) -> Categories:
     """Read a raw column as the spec says."""
-    nothing = pa.array(missing, TEXT)
+    nothing = tuple(missing)
     if is_list(column.type):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
         texts, index = _distinct(column.flatten(), nothing)
@@ -105,7 +105,7 @@ def categories(column: pa.Array, options: SparseColumn, missing: Iterable[str]) 
         return Categories(texts, index)
     split = pc.split_pattern(texts, options.separator or ",")
     elements = pc.utf8_trim_whitespace(split.flatten())
-    elements = _without(elements, pa.concat_arrays([nothing, pa.array([""], TEXT)]))
+    elements = _without(elements, (*nothing, ""))
     return _lists(elements, pc.list_value_length(split).fill_null(0).to_numpy(), index)
 
 
@@ -116,7 +116,7 @@ def _lists(elements: pa.Array, lengths: Any, index: NDArray[np.int64]) -> Catego
     return Categories(elements.drop_null(), index, np.bincount(owner[there], minlength=len(lengths)))
 
 
-def _distinct(column: pa.Array, nothing: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+def _distinct(column: pa.Array, nothing: Iterable[str]) -> tuple[pa.Array, NDArray[np.int64]]:
     """(d,) texts, null where missing, and the (n,) index of each row in them, -1 for null."""
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     index = encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
@@ -134,8 +134,13 @@ def _text(values: pa.Array) -> pa.Array:
     return pc.if_else(pa.array(whole), integers, others)
 
 
-def _without(texts: pa.Array, nothing: pa.Array) -> pa.Array:
-    return pc.if_else(pc.is_in(texts, value_set=nothing), pa.scalar(None, TEXT), texts)
+def _without(texts: pa.Array, nothing: Iterable[str]) -> pa.Array:
+    """The texts, null where they are one of `nothing`."""
+    for text in nothing:
+        empty = pc.equal(texts, pa.scalar(text, TEXT))
+        if pc.any(empty).as_py():
+            texts = pc.if_else(empty, pa.scalar(None, TEXT), texts)
+    return texts
 
 
 class Moments:

@@ -43,7 +43,10 @@ class DenseColumn(Settings):
 
 
 class SparseColumn(Settings):
-    """A category (or a list of them) per sample, an id in the dataset; values are compared as text."""
+    """A category (or a list of them) per sample, an id in the dataset.
+
+    Values are compared as text; 3.0 in a column of floats is the text 3.
+    """
 
     min_count: PositiveInt = 1
     """Values with fewer training occurrences become id 0."""
@@ -52,7 +55,8 @@ class SparseColumn(Settings):
     hash: PositiveInt | None = None
     """Number of hash buckets in place of a vocabulary; the table has one row more, id 0 for missing."""
     multi: bool = False
-    """A list per sample: a list column, or text that is split at `separator`."""
+    """A list per sample: a list column, or text that is split at `separator`. Missing values are left out of a
+    list, unseen ones stay as id 0."""
     separator: str | None = Field(default=None, min_length=1)
     """Splits text into values, which are then stripped of white space; implies `multi`."""
 

@@ -12,6 +12,7 @@ from tests.service.data import oracle
 
 COLUMNS = {
     "y": pa.int8(),
+    "z": pa.bool_(),
     "w": pa.float32(),
     "x": pa.float64(),
     "n": pa.float64(),
@@ -37,7 +38,7 @@ def read(dataset: Path, split: str) -> dict[str, list[Any]]:
 def spec_of(files: Any, **changes: Any) -> Spec:
     base: dict[str, Any] = {
         "files": files,
-        "labels": "y",
+        "labels": ["y", "z"],
         "weight": "w",
         "missing": ["", "NA"],
         "dense": {"x": {}, "n": {"nan": "missing"}},
@@ -49,6 +50,7 @@ def spec_of(files: Any, **changes: Any) -> Spec:
 def a_raw_row(**changes: Any) -> dict[str, Any]:
     row = {
         "y": 1,
+        "z": False,
         "w": 1.0,
         "x": 0.5,
         "n": 1.0,

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from sparta.models.errors import DataError
 from sparta.models.schema import load_schema
 from sparta.service.data import prepare as module
 from sparta.service.data import raw, vocab
+from sparta.service.data.encode import Encoder
 from sparta.service.data.loader import Loader
 from sparta.service.data.prepare import encode_file, prepare
 from sparta.service.data.spec import Spec, load_spec
@@ -29,6 +31,7 @@ a_number = st.one_of(st.none(), st.floats(-1e6, 1e6, width=32), st.sampled_from(
 a_row = st.fixed_dictionaries(
     {
         "y": st.integers(0, 1),
+        "z": st.booleans(),
         "w": st.sampled_from([0.0, 0.5, 2.0]),
         "x": a_number,
         "n": st.one_of(a_number, st.just(float("inf"))),
@@ -122,7 +125,7 @@ def _check_vocabulary(dataset: Path, name: str, rows: int, train: Sequence[oracl
 def test_text_files_give_the_dataset_of_parquet_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     rows = [
-        {"y": int(y), "w": 1.0, "x": float(x), "word": str(word), "tags": "a, b"}
+        {"y": int(y), "z": 0, "w": 1.0, "x": float(x), "word": str(word), "tags": "a, b"}
         for y, x, word in zip(
             rng.integers(0, 2, 50), rng.normal(size=50), rng.choice(["", "u", "v"], 50), strict=True
         )
@@ -169,6 +172,31 @@ def test_time_fraction_puts_the_newest_rows_into_test(tmp_path: Path) -> None:
     assert max(read(tmp_path / "out", "train")["x"]) == 69
 
 
+def test_memory_follows_the_vocabulary_not_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("BATCH_ROWS", "GROUP_ROWS"):
+        monkeypatch.setattr(raw if name == "BATCH_ROWS" else module, name, 5000)
+    peaks = []
+    encode = Encoder.encode
+
+    def measured(*args: Any, **options: Any) -> pa.Table:
+        seen.append(pa.total_allocated_bytes())
+        return encode(*args, **options)
+
+    monkeypatch.setattr(Encoder, "encode", measured)
+    for rows in (50_000, 400_000):
+        table = pa.table({"y": np.ones(rows), "x": rng.normal(size=rows), "c": rng.integers(0, 1000, rows)})
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=5000)
+        del table
+        seen: list[int] = []
+        spec = Spec.model_validate(
+            {"files": {"train": str(tmp_path / "a.parquet")}, "labels": "y", "dense": ["x"], "sparse": ["c"]}
+        )
+        prepare(spec, tmp_path / str(rows), progress=False)
+        peaks.append(max(seen) - seen[0])
+    assert peaks[1] < 1.5 * peaks[0] + 2**20
+
+
 def test_raw_file_to_score_is_encoded_as_the_training_rows_were(tmp_path: Path) -> None:
     spec = small(tmp_path)
     schema = prepare(spec, tmp_path / "out", progress=False)
@@ -176,10 +204,10 @@ def test_raw_file_to_score_is_encoded_as_the_training_rows_were(tmp_path: Path) 
     rows = encode_file(tmp_path / "out", schema, tmp_path / "test.parquet", tmp_path / "scores" / "test")
     assert rows == 6
     assert read(tmp_path / "scores", "test") == expected
-    bare = pq.read_table(tmp_path / "test.parquet").drop_columns(["y", "w"])
+    bare = pq.read_table(tmp_path / "test.parquet").drop_columns(["y", "z", "w"])
     pq.write_table(bare, tmp_path / "bare.parquet")
     encode_file(tmp_path / "out", schema, tmp_path / "bare.parquet", tmp_path / "bare" / "test")
-    assert read(tmp_path / "bare", "test") == expected | {"y": [0.0] * 6, "w": [1.0] * 6}
+    assert read(tmp_path / "bare", "test") == expected | {"y": [0.0] * 6, "z": [0.0] * 6, "w": [1.0] * 6}
     unlabelled = bare.append_column("y", pa.nulls(6, pa.int8()))
     pq.write_table(unlabelled, tmp_path / "null.parquet")
     encode_file(tmp_path / "out", schema, tmp_path / "null.parquet", tmp_path / "null" / "test")
