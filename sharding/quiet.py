@@ -11,6 +11,8 @@ _ROOT_MESSAGES = ("Could not determine LOCAL_", "TORCHREC_RESOLVED_POD_SIZE", "[
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # the CPU build of fbgemm-gpu comes without its SSD lookups and says so when it is imported
     (r"(?s).*Failed to import. fbgemm_gpu", DeprecationWarning),
+    # TorchRec 1.8 imports FBGEMM's lookup by its former name
+    (r"(?s).*split_table_batched_embeddings_ops is now DEPRECATED", DeprecationWarning),
     # TorchRec 1.8 wraps the dense part with an option that torch 2.13 renamed
     (r"`broadcast_buffers` is deprecated", FutureWarning),
     # TorchRec 1.8 calls collectives by the names they had before torch 2.13

@@ -1,0 +1,62 @@
+"""Our byte estimates against the bytes that sharding and training really take."""
+
+import pytest
+import torch
+
+from sparta.sharding.estimate import human
+from sparta.sharding.state import sharded_collections
+from tests.pool import Pool
+from tests.sharding import toys
+from tests.sharding.test_shard import sharded_toy
+
+Found = tuple[int, int, int, int]
+
+
+def measured(rank: int, ranks: int, sharding: str | None, optimizer: str) -> tuple[Found, Found]:
+    """(weights, optimizer state, buffers, received) of this rank: estimated, then measured in bytes."""
+    sharded = sharded_toy(sharding, optimizer, ranks)
+    shards = [shard for table in sharded.plan.tables for shard in table.shards if shard.rank == rank]
+    estimate = (
+        sum(shard.bytes.weights for shard in shards),
+        sum(shard.bytes.optimizer for shard in shards),
+        sum(shard.bytes.buffers for shard in shards),
+        sharded.plan.received_bytes,
+    )
+    weights = state = buffers = received = 0
+
+    def note(module, inputs, pooled) -> None:
+        nonlocal buffers
+        for kernel, ids in zip(module._emb_modules, split(module, inputs[0]), strict=True):
+            bags = ids.values().numel() + kernel.config.num_features() * toys.GLOBAL
+            buffers += 8 * bags + 2 * 4 * toys.GLOBAL * sum(kernel.config.embedding_dims())
+
+    for _, collection in sharded_collections(sharded.model):
+        for lookup in collection._lookups:
+            lookup.register_forward_hook(note)
+            for kernel in lookup._emb_modules:
+                weights += sum(part.nbytes for part in kernel.split_embedding_weights())
+                for states in kernel.emb_module.get_optimizer_state():
+                    state += sum(part.nbytes for part in states.values())
+    of = toys.batch(0, rank, ranks)
+    pooled = sharded.model.embeddings.tables(of.sparse).values()
+    received = 2 * pooled.nbytes
+    return estimate, (weights, state, buffers, received)
+
+
+def split(lookup, ids):
+    return ids.split(lookup._feature_splits) if len(lookup._feature_splits) > 1 else [ids]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "table_row_wise", None])
+def test_estimates_are_what_the_ranks_hold(pool: Pool, sharding: str | None, optimizer: str) -> None:
+    for estimate, found in pool.run(4, measured, sharding, optimizer, local_ranks=2):
+        assert found[:2] == estimate[:2]
+        assert found[3] == estimate[3]
+        # Ids per bag and their spread over row shards are averages: the toy's tags hold 0 to 3 a bag.
+        assert found[2] == pytest.approx(estimate[2], rel=0.15)
+
+
+def test_human_byte_counts() -> None:
+    assert [human(n) for n in (5, 2048, 3 << 20, 5 << 29)] == ["5 B", "2.0 KiB", "3.0 MiB", "2.50 GiB"]
+    assert torch.float32.itemsize == 4
