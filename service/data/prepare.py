@@ -277,10 +277,11 @@ def _workspace(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ConfigError: `out` is in the way, another prepare is at it, or the disk refuses.
     """
-    folder, old = (out.with_name(f".{out.name}.{what}") for what in ("preparing", "replaced"))
+    out = out.absolute()  # so that "." has a name
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _refuse(out, overwrite)
+        folder, old = (out.with_name(f".{out.name}.{what}") for what in ("preparing", "replaced"))
         folder.mkdir(exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
     try:

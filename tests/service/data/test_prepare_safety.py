@@ -73,12 +73,15 @@ def test_existing_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_what_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
+def test_what_is_no_dataset_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="is there already and no dataset"):
             prepare(small(tmp_path), tmp_path / "thesis", progress=False, overwrite=overwrite)
+    monkeypatch.chdir(tmp_path / "thesis")
+    with pytest.raises(ConfigError, match="is there already and no dataset"):
+        prepare(small(tmp_path), Path("."), progress=False, overwrite=True)
     (tmp_path / "empty").mkdir()
     prepare(small(tmp_path), tmp_path / "empty", progress=False)
 
