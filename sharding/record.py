@@ -24,8 +24,8 @@ from torchrec.distributed.types import (
 from sparta.models.embedding import Table, padded, table_name
 from sparta.models.errors import PlanError
 from sparta.models.schema import Record
-from sparta.sharding.collections import collections_of
 from sparta.sharding.estimate import ShardBytes
+from sparta.sharding.tables import collections_of
 
 FORMAT = 1
 ShardingName = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]

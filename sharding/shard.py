@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.comm import get_local_size
 
 from sparta.models.batch import Batch
 from sparta.models.embedding import table_name
 from sparta.models.errors import PlanError
 from sparta.models.hashing import fill_normal, key
-from sparta.sharding.collections import collections_of, tables_of
 from sparta.sharding.collectives import from_first, ranks
 from sparta.sharding.record import Plan
 from sparta.sharding.sharder import Sharder, TableOptimizer, engine_for
 from sparta.sharding.state import State, dense_tensors, load_into, local_shards, state_of
+from sparta.sharding.tables import collections_of, tables_of
 
 
 class Sharded:
@@ -91,6 +92,12 @@ def shard(
     if plan.device != device.type:
         raise PlanError(
             f"the plan is for {plan.device}, this process trains on {device.type}; make a new plan"
+        )
+    by_node = [table.name for table in plan.tables if table.sharding == "table_row_wise"]
+    if by_node and get_local_size() != plan.local_ranks:
+        raise PlanError(
+            f"table {by_node[0]} is table_row_wise over nodes of {plan.local_ranks} ranks, "
+            f"LOCAL_WORLD_SIZE says {get_local_size()}; make a new plan"
         )
     engine = engine_for(tables, optimizers, device.type)
     by_name = {table.name: table for table in tables}

@@ -80,16 +80,20 @@ def optimizers(tables: Sequence[Table], name: str, lr: float = 0.05) -> dict[str
     return {table.name: TableOptimizer(name, lr) for table in tables}
 
 
+MIXED = {"C1": "row_wise", "C2": "column_wise", "tags": "table_row_wise", "few": "table_wise"}
+
+
 def planned(sharding: str | None, optimizer: str, *, ranks: int, local_ranks: int, dim: int = 10) -> Plan:
-    """A plan with every table of one sharding type (twins that cannot be are table_wise), or an automatic one."""
+    """A plan with every table of one sharding type (twins that cannot be are table_wise), "mixed" or automatic."""
     tables = model(dim).embeddings.specs
+    asked = MIXED if sharding == "mixed" else dict.fromkeys(MIXED, sharding) if sharding else {}
     return make_plan(
         tables,
         ranks=ranks,
         local_ranks=local_ranks,
         device="cpu",
         batch_size=GLOBAL,
-        constraints={feature.name: [sharding] for feature in SCHEMA.sparse} if sharding else {},
+        constraints={name: [kind] for name, kind in asked.items()},
         optimizers=optimizers(tables, optimizer),
     )
 
