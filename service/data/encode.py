@@ -190,13 +190,24 @@ def _exact(high: Counts, low: Counts) -> Fraction:
     return total
 
 
+def standardised(column: DenseColumn) -> bool:
+    """Whether the column's mean and deviation are to be learnt."""
+    return column.transform in ("standardise", "log1p_standardise")
+
+
+def shaped(x: Floats, column: DenseColumn) -> Floats:
+    """The values whose mean and deviation count: after the logarithm, where there is one."""
+    if column.transform in ("log1p", "log1p_standardise"):
+        return np.copysign(np.log1p(np.abs(x)), x)
+    return x
+
+
 def transformed(x: Floats, there: Bools, column: DenseColumn, moments: tuple[float, float]) -> pa.Array:
     """(n,) float32 without nulls."""
     if column.fill is not None:
         x, there = np.where(there, x, column.fill), np.ones_like(there)
-    if column.transform == "log1p":
-        x = np.copysign(np.log1p(np.abs(x)), x)
-    elif column.transform == "standardise":
+    x = shaped(x, column)
+    if standardised(column):
         mean, deviation = moments
         x = (x - mean) / deviation
     return pa.array(np.where(there, x, 0.0).astype(np.float32))

@@ -34,6 +34,8 @@ from sparta.service.data.encode import (
     encoded_type,
     numbers,
     raw_categories,
+    shaped,
+    standardised,
 )
 from sparta.service.data.raw import Chunk, RawFile
 from sparta.service.data.spec import SparseColumn, Spec
@@ -107,7 +109,7 @@ def encode_file(dataset: Path, schema: Schema, raw_file: Path, out_split_folder:
 def _learn(spec: Spec, splitter: Splitter, folder: Path, across: Map) -> None:
     """First pass: `vocab/` and `transform.json` from the training rows."""
     tallies = {name: _Tally(column) for name, column in spec.categories.items()}
-    moments = {name: Moments() for name in spec.numbers if spec.dense[name].transform == "standardise"}
+    moments = {name: Moments() for name in spec.numbers if standardised(spec.dense[name])}
     learning = [*tallies, *moments]
     kinds = {name: kind for name, kind in column_kinds(spec).items() if name in tallies or name in moments}
 
@@ -115,8 +117,9 @@ def _learn(spec: Spec, splitter: Splitter, folder: Path, across: Map) -> None:
         if name in tallies:
             tallies[name].add(raw_categories(chunk, spec, name), train)
         else:
-            x, there = numbers(chunk.batch[name], chunk.place, name, spec.dense[name].nan)
-            moments[name].add(x[there & train])
+            column = spec.dense[name]
+            x, there = numbers(chunk.batch[name], chunk.place, name, column.nan)
+            moments[name].add(shaped(x[there & train], column))
 
     if learning:
         for chunk, codes in splitter.chunks(kinds, ("train",)):

@@ -31,10 +31,10 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 class DenseColumn(Settings):
     """A number per sample, float32 in the dataset."""
 
-    transform: Literal["none", "log1p", "standardise", "bucketise"] = "none"
+    transform: Literal["none", "log1p", "standardise", "log1p_standardise", "bucketise"] = "none"
     """log1p: sign(x) log(1 + |x|), so that negatives keep their order; standardise: (x - mean) / deviation of
-    the training rows; bucketise: a categorical column of int(x) up to 2 and int(log(x)^2) above, encoded as
-    `defaults.sparse` says."""
+    the training rows; log1p_standardise: the one after the other, what counts want; bucketise: a categorical
+    column of int(x) up to 2 and int(log(x)^2) above, encoded as `defaults.sparse` says."""
     fill: float | None = None
     """Raw value that stands for a missing one; if not said, missing becomes 0 after the transform (which is
     the mean of a standardised column). A bucketised column keeps missing as id 0 unless filled."""

@@ -80,13 +80,17 @@ def number(value: float | None, column: DenseColumn, mean: float, deviation: flo
         value = column.fill
     if value is None:
         return 0.0
-    if column.transform == "log1p":
-        return math.copysign(math.log1p(abs(value)), value)
-    return (value - mean) / deviation if column.transform == "standardise" else value
+    value = shaped(value, column)
+    return (value - mean) / deviation if "standardise" in column.transform else value
 
 
-def moments(train: Sequence[Row], name: str) -> tuple[float, float]:
+def shaped(value: float, column: DenseColumn) -> float:
+    return math.copysign(math.log1p(abs(value)), value) if "log1p" in column.transform else value
+
+
+def moments(train: Sequence[Row], name: str, column: DenseColumn) -> tuple[float, float]:
     there = [row[name] for row in train if row[name] is not None and math.isfinite(row[name])]
+    there = [shaped(value, column) for value in there]
     if not there:
         return 0.0, 1.0
     mean = math.fsum(there) / len(there)
@@ -98,7 +102,7 @@ def encode(rows: Sequence[Row], train: Sequence[Row], spec: Spec) -> dict[str, l
     """The columns of a split."""
     columns: dict[str, list[Any]] = {}
     for name in spec.numbers:
-        mean, deviation = moments(train, name)
+        mean, deviation = moments(train, name, spec.dense[name])
         columns[name] = [number(row[name], spec.dense[name], mean, deviation) for row in rows]
     for name, column in spec.categories.items():
         ids = {} if column.hash else vocabulary(train, name, spec)

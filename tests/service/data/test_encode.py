@@ -91,7 +91,7 @@ def test_list_columns_are_lists_of_values(raw: list[list[int | None] | None]) ->
 
 
 @given(st.lists(st.one_of(st.none(), finite), max_size=20), st.one_of(st.none(), finite))
-@pytest.mark.parametrize("transform", ["none", "log1p", "standardise"])
+@pytest.mark.parametrize("transform", ["none", "log1p", "standardise", "log1p_standardise"])
 def test_transforms_equal_the_oracle(transform: str, raw: list[float | None], fill: float | None) -> None:
     column = DenseColumn.model_validate({"transform": transform, "fill": fill})
     x, there = numbers(pa.array(raw, pa.float64()), PLACE, "x")

@@ -52,7 +52,7 @@ options = st.one_of(
 a_fill = st.one_of(st.none(), st.sampled_from([-2.0, 3.0]))
 a_dense = st.fixed_dictionaries(
     {
-        "transform": st.sampled_from(["none", "log1p", "standardise", "bucketise"]),
+        "transform": st.sampled_from(["none", "log1p", "standardise", "log1p_standardise", "bucketise"]),
         "fill": a_fill,
         "nan": st.just("missing"),
     }
