@@ -8,8 +8,8 @@ from tests.pool import Pool
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Worker processes that act as 1, 2 or 4 ranks: `pool.run(2, fn, *args)`."""
-    pool = Pool()
+    pool = Pool(tmp_path_factory.mktemp("pool"))
     yield pool
     pool.close()

@@ -10,7 +10,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -68,6 +67,8 @@ def _worker(rank: int, pipe: Connection, stacks: str) -> None:
     from sparta.sharding.quiet import silence
 
     silence()
+    # Ranks talk over the loopback only; the interface of the host name may not exist in a sandbox.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
     import torchrec  # noqa: F401
 
@@ -93,9 +94,9 @@ def _worker(rank: int, pipe: Connection, stacks: str) -> None:
 class Pool:
     """The workers; `run` is all a test needs."""
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, folder: Path, size: int = 4) -> None:
+        self._folder = folder
         self._size = size
-        self._folder = Path(tempfile.mkdtemp(prefix="sparta-pool-"))
         self._workers: list[tuple[Any, Connection]] = []
         self._calls = 0
 
@@ -142,8 +143,6 @@ class Pool:
         self._workers = []
 
     def _start(self) -> None:
-        # Ranks talk over the loopback only; the interface of the host name may not exist in a sandbox.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         context = multiprocessing.get_context("spawn")
         for rank in range(self._size):
             ours, theirs = context.Pipe()
@@ -153,9 +152,17 @@ class Pool:
             process.start()
             theirs.close()
             self._workers.append((process, ours))
-        for rank, (_, pipe) in enumerate(self._workers):
-            if not pipe.poll(START_SECONDS) or pipe.recv() != "ready":
-                raise RankError(f"worker {rank} did not start within {START_SECONDS:.0f} s")
+        deadline = time.monotonic() + START_SECONDS
+        for rank, (process, pipe) in enumerate(self._workers):
+            pipe.poll(max(0.0, deadline - time.monotonic()))
+            try:
+                ready = pipe.poll() and pipe.recv() == "ready"
+            except EOFError:
+                ready = False
+            if not ready:
+                state = "is still starting" if process.is_alive() else f"died with {process.exitcode}"
+                self.close()
+                raise RankError(f"worker {rank} {state}")
 
     def _collect(self, pipes: list[Connection], timeout_seconds: float) -> dict[int, tuple[bool, Any]]:
         replies: dict[int, tuple[bool, Any]] = {}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,8 +40,8 @@ def sleeps_or_dies(rank: int, ranks: int) -> None:
     time.sleep(600)
 
 
-def test_a_dead_and_a_hanging_rank_are_named_and_replaced() -> None:
-    own = Pool(2)
+def test_a_dead_and_a_hanging_rank_are_named_and_replaced(tmp_path: Path) -> None:
+    own = Pool(tmp_path, 2)
     try:
         with pytest.raises(RankError, match=r"(?s)in sleeps_or_dies.*died with exit code 7"):
             own.run(2, sleeps_or_dies)
