@@ -92,9 +92,9 @@ def make_plan(
     try:
         found = planner.plan(module, [sharder])
     except PlannerError:
-        raise PlanError(
-            _too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes or 0)
-        ) from None
+        if memory_bytes is None:  # nothing can be too large, so this is our mistake
+            raise
+        raise PlanError(_too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes)) from None
     placed = found.get_plan_for_module("")
     plan = Plan(
         ranks=ranks,
