@@ -23,18 +23,18 @@ Ints = NDArray[np.int64]
 
 CHUNK = 65536
 """Rows drawn and written at a time; also the row group of the files."""
-K = 3
+K = 2
 
 POSITIVES = 0.25
-FIRST = 1.0
+FIRST = 1.1
 """Standard deviation of the first-order part of the logit."""
-PAIRS = 1.0
+PAIRS = 0.9
 """Standard deviation of the pairwise part."""
 DENSE = 0.3
 """Effect of a dense column, per standard deviation of log1p, where that of a table of one value is 1."""
 SIZE = 0.15
 """Effects in a table of s values shrink as s ** -SIZE: the more values, the less one of them says."""
-HEAD, FADE = 20, 0.5
+HEAD, FADE = 5, 0.5
 """Effects of the r-th most frequent value shrink as (1 + r / HEAD) ** -FADE: rare ids matter, each less."""
 ZIPF = 1.3
 """Frequency of the r-th value is about proportional to (r + 1) ** -ZIPF."""
@@ -52,8 +52,8 @@ class Field:
         """Values by inverting the distribution function of the bounded power law."""
         power = 1.0 - ZIPF
         last = (self.values + 1.0) ** power - 1.0
-        value = np.power(1.0 + uniform * last, 1.0 / power).astype(np.int64) - 1
-        return np.minimum(value, self.values - 1, out=value)
+        value: Ints = np.power(1.0 + uniform * last, 1.0 / power).astype(np.int64) - 1
+        return np.minimum(value, self.values - 1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _effects(key: np.uint64, values: Ints) -> Floats:
-    """(n,) -> (1 + K, n) of (w, v), uniform with variance 1: the four 16-bit lanes of one hash."""
+    """(n,) -> (1 + K, n) of (w, v), uniform with variance 1: 16-bit lanes of one hash."""
     bits = _mix64(values.view(np.uint64) ^ key)
     lanes = np.stack([(bits >> np.uint64(16 * lane)).astype(np.uint16) for lane in range(1 + K)])
     return (lanes.astype(np.float32) - np.float32(32767.5)) * np.float32(3**0.5 / 32768)
@@ -152,11 +152,12 @@ class Planted:
 
     def rows(self, split: str, chunk: int) -> Rows:
         """The chunk's CHUNK rows: a pure function of (seed, split, chunk)."""
-        *drawn, uniform = self._draw(split, chunk)
-        first, pairs = self._parts(*drawn)
+        values, tags, tag_counts, dense, uniform = self._draw(split, chunk)
+        first, pairs = self._parts(values, tags, tag_counts, dense)
         logit = self.intercept + self.scales[0] * first + self.scales[1] * pairs
         probability = 1 / (1 + np.exp(-logit.astype(np.float64)))
-        return Rows(*drawn, probability, (uniform < probability).astype(np.int8))
+        label = (uniform < probability).astype(np.int8)
+        return Rows(values, tags, tag_counts, dense, probability, label)
 
     def split(self, split: str, rows: int) -> Iterator[Rows]:
         """The first `rows` rows of a split, chunk by chunk."""
