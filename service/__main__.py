@@ -132,7 +132,8 @@ def plan(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         memory_gb=arguments.memory_gb,
     )
-    Console().print(format_plan(made))
+    # Byte counts cut short would be worse than lines that wrap.
+    Console(width=max(Console().width, 110)).print(format_plan(made))
     if arguments.save:
         made.save(arguments.save)
 

@@ -6,10 +6,12 @@
 - Without a constraint, column_wise cuts at TorchRec's 128 columns or more; with one, into as many shards as
   there are ranks if the width allows, at least two, each a multiple of 4 wide.
 - Row-wise Adagrad is split by columns only where a constraint says so (see sharder.py).
+- On CPU a table that is no large share of all stays whole: TorchRec's planner, whose costs are those of
+  GPUs, would split the smallest by rows, and every rank would then pool and send every sample of it.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparta.models.embedding import WIDE, Table, padded
 from sparta.models.errors import ConfigError, PlanError
@@ -71,6 +73,16 @@ def allowed_types(
             types = ["table_wise"]
         allowed[table.name] = types
     return allowed
+
+
+def small_ones_whole(
+    tables: Sequence[Table], allowed: Mapping[str, Sequence[str]], asked: Iterable[str], *, ranks: int
+) -> dict[str, list[str]]:
+    """The same choices, but table_wise alone for unconstrained tables below half a rank's even share."""
+    size = {table.name: table.rows * padded(table.dim) for table in tables}
+    limit = sum(size.values()) / (2 * ranks)
+    free = {name for name in size if name not in set(asked) and (ranks == 1 or size[name] <= limit)}
+    return {name: ["table_wise"] if name in free else list(types) for name, types in allowed.items()}
 
 
 def column_width(table: Table, *, ranks: int) -> int | None:

@@ -21,10 +21,11 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
+from torchrec.distributed.types import ShardingPlan
 
 from sparta.models.embedding import Table, padded, table_name, torchrec_name
 from sparta.models.errors import PlanError
-from sparta.sharding.constraints import allowed_types, column_width, spelled_out
+from sparta.sharding.constraints import allowed_types, column_width, small_ones_whole, spelled_out
 from sparta.sharding.estimate import human, received_bytes, shard_bytes
 from sparta.sharding.record import Plan, ShardPlan, TablePlan, read_plan
 from sparta.sharding.sharder import SHARDING_TYPES, Engine, Sharder, TableOptimizer, engine_for
@@ -68,33 +69,40 @@ def make_plan(
     asked = spelled_out(tables, constraints)
     received = received_bytes(tables, batch_size=batch_size, ranks=ranks)
     topology = _topology(ranks, local_ranks, device, max(1, (memory_bytes or _UNLIMITED) - received))
-    limits = {
-        torchrec_name(table.name): ParameterConstraints(
-            sharding_types=list(allowed[table.name]),
-            min_partition=column_width(table, ranks=ranks) if table.name in asked else None,
+    module, sharder = _collection(tables), Sharder(engine)
+
+    def place(types: Mapping[str, Sequence[str]]) -> ShardingPlan:
+        limits = {
+            torchrec_name(table.name): ParameterConstraints(
+                sharding_types=list(types[table.name]),
+                min_partition=column_width(table, ranks=ranks) if table.name in asked else None,
+            )
+            for table in tables
+        }
+        enumerator = _Enumerator(topology, tables, optimizers, engine, batch_size=batch_size, limits=limits)
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=max(1, batch_size // ranks),
+            enumerator=enumerator,
+            constraints=limits,
+            storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
+            stats=[],
+            debug=False,
         )
-        for table in tables
-    }
-    enumerator = _Enumerator(topology, tables, optimizers, engine, batch_size=batch_size, limits=limits)
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=max(1, batch_size // ranks),
-        enumerator=enumerator,
-        constraints=limits,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
-        stats=[],
-        debug=False,
-    )
-    module = _collection(tables)
-    sharder = Sharder(engine)
-    if memory_bytes is not None:
-        _check_single_tables(enumerator.enumerate(module, [sharder]), memory_bytes, received, ranks)
+        if memory_bytes is not None:
+            _check_single_tables(enumerator.enumerate(module, [sharder]), memory_bytes, received, ranks)
+        return planner.plan(module, [sharder])
+
     try:
-        found = planner.plan(module, [sharder])
-    except PlannerError:
-        if memory_bytes is None:  # nothing can be too large, so this is our mistake
-            raise
-        raise PlanError(_too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes)) from None
+        found = place(small_ones_whole(tables, allowed, asked, ranks=ranks) if device == "cpu" else allowed)
+    except (PlannerError, PlanError):
+        # Memory is short: then small tables may be split too.
+        try:
+            found = place(allowed)
+        except PlannerError:
+            if memory_bytes is None:  # nothing can be too large, so this is our mistake
+                raise
+            raise PlanError(_too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes)) from None
     placed = found.get_plan_for_module("")
     plan = Plan(
         ranks=ranks,

@@ -1,5 +1,6 @@
 """A plan as a table for people: per rank and table, where its rows live and the bytes they take."""
 
+from rich import box
 from rich.table import Table
 
 from sparta.sharding.estimate import human
@@ -8,11 +9,17 @@ from sparta.sharding.record import Plan
 
 def format_plan(plan: Plan) -> Table:
     """Lines by rank, then by size; each rank ends with its total."""
-    shown = Table(title=f"{plan.ranks} ranks on {plan.device}, global batch {plan.batch_size}")
+    shown = Table(
+        title=f"{plan.ranks} ranks on {plan.device}, global batch {plan.batch_size:,}",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        collapse_padding=True,
+    )
     for title in ("rank", "table", "placement", "rows", "columns"):
-        shown.add_column(title, justify="right" if title == "rank" else "left")
+        shown.add_column(title, justify="right" if title == "rank" else "left", no_wrap=True)
     for title in ("weights", "optimizer", "buffers", "in all"):
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", no_wrap=True)
     for rank in range(plan.ranks):
         held = [(table, shard) for table in plan.tables for shard in table.shards if shard.rank == rank]
         held.sort(key=lambda pair: -pair[1].bytes.total)

@@ -44,6 +44,8 @@ def measured(rank: int, ranks: int, sharding: str | None, optimizer: str) -> tup
 
 
 def split(lookup, ids):
+    if not lookup._emb_modules:  # a rank may hold no table of one kind of sharding
+        return []
     return ids.split(lookup._feature_splits) if len(lookup._feature_splits) > 1 else [ids]
 
 
