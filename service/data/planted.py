@@ -28,11 +28,11 @@ K = 2
 POSITIVES = 0.25
 FIRST = 1.1
 """Standard deviation of the first-order part of the logit."""
-PAIRS = 0.9
+PAIRS = 0.8
 """Standard deviation of the pairwise part."""
 DENSE = 0.3
 """Effect of a dense column, per standard deviation of log1p, where that of a table of one value is 1."""
-SIZE = 0.15
+SIZE = 0.25
 """Effects in a table of s values shrink as s ** -SIZE: the more values, the less one of them says."""
 HEAD, FADE = 5, 0.5
 """Effects of the r-th most frequent value shrink as (1 + r / HEAD) ** -FADE: rare ids matter, each less."""
