@@ -48,8 +48,11 @@ def schema(job: Job) -> Schema:
         _known(group, features, "train.gauc_by", twins=False)
         if found.feature(group).multi:
             raise ConfigError(f"train.gauc_by: {group!r} is multi-valued; group by a single-valued feature")
-    if "train" not in found.splits:
-        raise ConfigError(f"{job.data.path}: has no train split, only {', '.join(found.splits)}")
+    if not found.splits.get("train"):
+        raise ConfigError(
+            f"{job.data.path}: has no training rows, only {', '.join(found.splits) or 'a schema'}; "
+            "name files.train in the spec and prepare it again"
+        )
     if job.train.early_stop and "valid" not in found.splits:
         raise ConfigError(
             f"train.early_stop: {job.data.path} has no valid split; prepare one or drop early_stop"
@@ -156,8 +159,9 @@ def dense_optimizer(job: Job, parameters: Mapping[str, nn.Parameter]) -> torch.o
     kind = DENSE_OPTIMIZERS[settings.name]
     try:
         return kind(list(parameters.values()), lr=settings.lr, **settings.args)  # type: ignore[call-arg]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim.dense.args: {kind.__name__} says: {error}") from error
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # whatever torch says of them
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"optim.dense.args: {kind.__name__} says: {reason}") from error
 
 
 def step(job: Job, of: Sharded, world: World) -> Step:

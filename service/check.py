@@ -24,7 +24,8 @@ def check(job: Job) -> list[str]:
     tables = zoo.tables(model)
     # A throw-away copy of the dense part's names is enough to try the optimizer's arguments.
     build.dense_optimizer(job, dict(dense_parameters(model)))
-    device = "cuda" if job.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    on_gpu = job.train.device == "cuda" or (job.train.device == "auto" and torch.cuda.is_available())
+    device = "cuda" if on_gpu else "cpu"
     plan = build.plan(job, tables, ranks=job.train.ranks, local_ranks=job.train.ranks, device=device)
     alone = World(rank=0, ranks=1, local_ranks=1, device=torch.device("cpu"))
     steps = build.train_loader(job, schema, alone).steps

@@ -32,34 +32,36 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     def check_free(self) -> None:
-        """Refuse a directory that holds another run or cannot be written.
+        """Refuse a directory that holds another run or cannot be written; makes nothing.
 
         Raises:
             ConfigError: in one line, with the way out.
         """
         if self.job.exists():
             raise ConfigError(f"{self.path}: already holds a run; give another --run-dir")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path}: cannot be made ({error.strerror}); give a writable --run-dir"
-            ) from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise ConfigError(f"{self.path}: not writable; give another --run-dir")
+        path = self.path.absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir():
+            raise ConfigError(f"{self.path}: cannot be made ({there} is a file); give a writable --run-dir")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{self.path}: {there} is not writable; give another --run-dir")
 
     def claim(self, job: Job) -> None:
         """Write the resolved job: from now on the directory is this run's.
 
         Raises:
-            ConfigError: another run was quicker.
+            ConfigError: another run was quicker, or the disk refuses.
         """
         try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             with self.job.open("x") as file:
                 file.write(job.dump())
-        except FileExistsError as error:
-            raise ConfigError(f"{self.path}: already holds a run; give another --run-dir") from error
-        self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            if self.job.exists():
+                raise ConfigError(f"{self.path}: already holds a run; give another --run-dir") from error
+            raise ConfigError(
+                f"{self.path}: cannot be written ({error.strerror}); give a writable --run-dir"
+            ) from error
 
     def read_job(self) -> Job:
         """The resolved job of a finished or running run.

@@ -38,6 +38,8 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
         device=world.device.type,
     )
     loader = build.train_loader(job, schema, world)
+    for split in set(schema.splits) - {"train"}:  # damage there must not come to light after the training
+        build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
     world.once(lambda: run.claim(job))
