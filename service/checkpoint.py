@@ -8,11 +8,16 @@ parameter or buffer (`dense/<name>`). COMMIT is written last: without it a direc
 """
 
 import json
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -37,7 +42,8 @@ class Checkpoints:
         """Write the weights after `step`; then drop what is neither the newest nor the best."""
         place = self._folder / f"step-{step:09d}"
         if not (place / "COMMIT").exists():
-            save(sharded.state_dict(), checkpoint_id=str(place))
+            with _one_line(place, "not written; free space or take another --run-dir, and train again"):
+                save(sharded.state_dict(), checkpoint_id=str(place))
         dist.barrier()  # all ranks have looked for COMMIT, and all have written, before it appears
         if dist.get_rank() == 0:
             write_atomically(place / "COMMIT", json.dumps({"format": FORMAT, "step": step}) + "\n")
@@ -47,10 +53,21 @@ class Checkpoints:
         dist.barrier()
 
     def load(self, sharded: Sharded, which: Literal["best", "last"]) -> int:
-        """Fill the weights from a checkpoint; the step it was taken after."""
+        """Fill the weights from a checkpoint; the step it was taken after.
+
+        Raises:
+            DataError: there is none, it is damaged, or it is of another model.
+        """
         place = self.find(which)
         state = sharded.state_dict()
-        load(state, checkpoint_id=str(place))
+        with _one_line(place, "not readable; use another --checkpoint or train again"):
+            # torch would leave out what the model does not have.
+            held = set(FileSystemReader(place).read_metadata().state_dict_metadata)
+            if held != set(state):
+                name = min(held ^ set(state))
+                problem = "is not in the model" if name in held else "is missing"
+                raise DataError(f"{place}: {name} {problem}; the checkpoint belongs to another job.yaml")
+            load(state, checkpoint_id=str(place))
         sharded.load_state_dict(state)
         return int(json.loads((place / "COMMIT").read_text())["step"])
 
@@ -71,7 +88,8 @@ class Checkpoints:
                 )
             place = complete[-1]
         try:
-            found = json.loads((place / "COMMIT").read_text())["format"]
+            commit = json.loads((place / "COMMIT").read_text())
+            found, _ = commit["format"], int(commit["step"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{place}: COMMIT is missing or broken, so the checkpoint is not complete"
@@ -85,3 +103,18 @@ class Checkpoints:
             if path not in keep:
                 (path / "COMMIT").unlink(missing_ok=True)
                 shutil.rmtree(path)
+
+
+@contextmanager
+def _one_line(place: Path, way_out: str) -> Iterator[None]:
+    """Turn what torch raises about a checkpoint into one line; every rank gets it."""
+    try:
+        yield
+    except (CheckpointException, OSError, pickle.UnpicklingError, EOFError) as error:
+        reasons = (
+            [failure for failure, _ in error.failures.values()]
+            if isinstance(error, CheckpointException)
+            else [error]
+        )
+        words = str(reasons[0]).strip().splitlines() or [type(reasons[0]).__name__]
+        raise DataError(f"{place}: {way_out} ({words[0]})") from error
