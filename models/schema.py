@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sparta.models.errors import DataError
 
@@ -29,7 +29,7 @@ class Feature(Record):
     """One categorical feature and the table that embeds it."""
 
     name: str
-    rows: int
+    rows: PositiveInt
     """Rows of its table, id 0 included: every id is in [0, rows)."""
     multi: bool = False
     """True when a sample holds a list of ids (possibly empty)."""
@@ -47,7 +47,7 @@ class Schema(Record):
     """One label column (0 or 1) a task."""
     weight: str | None = None
     """Sample-weight column, if any; non-negative."""
-    splits: Mapping[str, int]
+    splits: Mapping[str, NonNegativeInt]
     """Rows of each split that is there: train, valid, test."""
     attainable: Mapping[str, Mapping[str, float]] = {}
     """Best metrics any model can reach on the test split, per label; known for synthetic data only."""
