@@ -6,6 +6,7 @@ shows the traceback and the libraries' own messages.
 
 import argparse
 import json
+import math
 import sys
 import traceback
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def parser() -> Parser:
     plan.add_argument("--ranks", type=_positive, help="default: train.ranks of the job")
     plan.add_argument("--local-ranks", type=_positive, help="ranks on one machine; default: all")
     plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    plan.add_argument("--memory-gb", type=float, help="memory of one rank for tables and buffers")
+    plan.add_argument("--memory-gb", type=_size, help="memory of one rank for tables and buffers")
     plan.add_argument("--save", type=Path, help="write the plan here, to force it with sharding.plan")
 
     train = verbs.add_parser("train", help="train and test a model")
@@ -87,9 +88,18 @@ def _set(verb: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
 
 
@@ -132,10 +142,10 @@ def plan(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         memory_gb=arguments.memory_gb,
     )
-    # Byte counts cut short would be worse than lines that wrap.
-    Console(width=max(Console().width, 110)).print(format_plan(made))
     if arguments.save:
         made.save(arguments.save)
+    # Byte counts cut short would be worse than lines that wrap.
+    Console(width=max(Console().width, 110)).print(format_plan(made))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -212,6 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        # A disk that is full or gone while we write; what is known beforehand has a better line of its own.
+        if verbose or error.filename is None:
+            traceback.print_exc()
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

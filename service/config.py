@@ -242,7 +242,8 @@ def edit(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: not of the form key.key=value")
     *parents, last = key.split(".")
     for parent in parents:
-        below = raw.setdefault(parent, {})
+        below = {} if raw.get(parent) is None else raw[parent]  # `early_stop: null` is as good as none
+        raw[parent] = below
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {parent} is {below!r}, not a mapping; set it as a whole")
         raw = below

@@ -29,7 +29,18 @@ def predict(job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path,
         DataError: `raw` does not hold what the dataset's columns need.
     """
     scratch = out.with_name(out.name + ".draft")
-    rows = world.once(lambda: _encode(Path(job.data.path), schema, raw, out, scratch))
+    world.once(lambda: _check_free(out))
+    try:
+        return _predict(job, schema, sharded, world, raw, out, scratch)
+    finally:
+        if world.first:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _predict(
+    job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path, out: Path, scratch: Path
+) -> int:
+    rows = world.once(lambda: _encode(Path(job.data.path), schema, raw, scratch))
     scored = schema.model_copy(update={"splits": {SPLIT: rows}})
     loader = build.scoring_loader(scratch, scored, SPLIT, job.data.batch_size, world)
     first, end = rows * world.rank // world.ranks, rows * (world.rank + 1) // world.ranks
@@ -42,12 +53,15 @@ def predict(job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path,
     return rows
 
 
-def _encode(dataset: Path, schema: Schema, raw: Path, out: Path, scratch: Path) -> int:
-    """Encode `raw` into the scratch folder as a split of its own; its rows."""
+def _check_free(out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out}: exists already; give another --out or remove it")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; make it or give another --out")
+
+
+def _encode(dataset: Path, schema: Schema, raw: Path, scratch: Path) -> int:
+    """Encode `raw` into the scratch folder as a split of its own; its rows."""
     shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted run
     return encode_file(dataset, schema, raw, scratch / SPLIT)
 
@@ -60,4 +74,3 @@ def _join(scratch: Path, ranks: int, out: Path) -> None:
         for part in parts:
             writer.write_table(part.read())
     joined.replace(out)
-    shutil.rmtree(scratch)

@@ -83,7 +83,17 @@ class Plan(Record):
         return self.received_bytes + sum(shard.bytes.total for shard in shards)
 
     def save(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=1) + "\n")
+        """Write it as JSON.
+
+        Raises:
+            PlanError: the place cannot be written.
+        """
+        try:
+            path.write_text(self.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            raise PlanError(
+                f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there"
+            ) from error
 
     def on(self, *, local_ranks: int, device: str) -> "Plan":
         """The same placement on other hardware.
