@@ -7,6 +7,7 @@ shows the traceback and the libraries' own messages.
 import argparse
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -234,4 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code and "RANK" in os.environ:
+        # At once: while this rank takes its leave, its peers fail too, and torchrun would see them first.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -70,6 +70,11 @@ def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
             local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
             device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         )
+    except BaseException:
+        # Under torchrun the others are to notice when this process ends, not before it has said why: else
+        # one of them may be taken for the one that failed.
+        joined = joined and "RANK" not in os.environ
+        raise
     finally:
         if joined:
             dist.destroy_process_group()
