@@ -15,7 +15,7 @@ from pathlib import Path
 from sparta.launcher.run_directory import RUNS
 from sparta.launcher.tether import tether
 
-ROWS = 400_000
+ROWS = 1_000_000
 DATA = Path("data")
 SEED = 1
 

@@ -114,7 +114,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     from sparta.service.data.prepare import prepare
     from sparta.service.data.spec import load_spec
 
-    prepare(load_spec(arguments.spec, arguments.set), arguments.out, overwrite=arguments.overwrite)
+    schema = prepare(load_spec(arguments.spec, arguments.set), arguments.out, overwrite=arguments.overwrite)
+    rows = ", ".join(f"{split} {count:,}" for split, count in schema.splits.items())
+    tables = sum(feature.rows for feature in schema.sparse)
+    print(
+        f"{arguments.out}: {rows} rows; {len(schema.dense)} dense columns, "
+        f"{len(schema.sparse)} tables of {tables:,} rows in all"
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
