@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A disk that is full or gone while we write; what is known beforehand has a better line of its own.
         if verbose or error.filename is None:
             traceback.print_exc()
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        what = f"{error.filename or 'system'}: {error.strerror or error}"
+        print(f"error: {what}; mend that and run it again", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 130

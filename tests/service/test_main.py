@@ -1,0 +1,83 @@
+"""The command line: help for every verb, mistakes in one line, tracebacks only on demand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparta.service.__main__ import VERBS, main, parser
+from tests.service.refusal import refused, sparta
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_the_verb_and_all_its_arguments(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    assert done.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: sparta {verb} ")
+    assert "--verbose" in out
+    assert err == ""
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "the following arguments are required: VERB; see `sparta --help`"),
+        (["trian"], "argument VERB: invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: job; see `sparta train --help`"),
+        (
+            ["train", "job.yaml", "--rank"],
+            "argument --ranks: expected one argument; see `sparta train --help`",
+        ),
+        (["train", "job.yaml", "--ranks", "0"], "argument --ranks: '0' is no whole number above 0"),
+        (["train", "job.yaml", "--ranks", "two"], "argument --ranks: 'two' is no whole number above 0"),
+        (["train", "job.yaml", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["check", "job.yaml", "--set"], "argument --set: expected one argument"),
+        (["plan", "job.yaml", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["plan", "job.yaml", "--memory-gb", "-1"], "argument --memory-gb: '-1' is no number above 0"),
+        (["plan", "job.yaml", "--memory-gb", "nan"], "argument --memory-gb: 'nan' is no number above 0"),
+        (["plan", "job.yaml", "--memory-gb", "much"], "argument --memory-gb: 'much' is no number above 0"),
+        (["prepare", "spec.yaml"], "the following arguments are required: --out"),
+        (["synth", "--out", "x", "--rows", "-5"], "argument --rows: '-5' is no whole number above 0"),
+        (["synth", "--out", "x", "--seed", "-5"], "--seed -5 is negative"),
+        (["evaluate"], "the following arguments are required: run; see `sparta evaluate --help`"),
+        (["evaluate", "run", "--checkpoint", "bset"], "argument --checkpoint: invalid choice: 'bset'"),
+        (["predict", "run"], "the following arguments are required: file, --out"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sparta", *words])
+    assert said in refused(tmp_path, *words, code=2)
+
+
+@pytest.mark.parametrize("flag", ["-v", "--verbose"])
+def test_verbose_shows_the_traceback_and_then_the_line(flag: str, tmp_path: Path) -> None:
+    code, out, err = sparta("check", tmp_path / "nowhere.yaml", flag)
+    assert (code, out) == (2, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'nowhere.yaml'}: No such file")
+
+
+def test_ctrl_c_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "check", interrupted)
+    assert sparta("check", tmp_path / "job.yaml") == (130, "", "")
+
+
+def test_every_verb_of_the_parser_is_there() -> None:
+    action = next(action for action in parser()._actions if action.dest == "verb")
+    assert list(action.choices or ()) == list(VERBS)
