@@ -1,0 +1,82 @@
+"""The README's examples run and its tables name what is there."""
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+
+from sparta.launcher.cli import VERBS
+from sparta.models.embedding import Inputs
+from sparta.service.config import Job, parse_job
+from sparta.service.data.spec import Spec
+from tests.models import toys
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced code of a language, without the indentation of the list it stands in."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def rows(title: str) -> list[list[str]]:
+    """Cells of the table below a heading."""
+    section = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_spec_and_the_job_are_accepted() -> None:
+    spec, job = map(yaml.safe_load, blocks("yaml"))
+    assert Spec.model_validate(spec).labels == ("click",)
+    assert parse_job(job, "README").name == "clicks"
+
+
+def test_the_model_of_ones_own_runs() -> None:
+    from torch import nn
+
+    from sparta.models import Batch, Embeddings
+    from sparta.models.layers import MLP
+
+    names = {"nn": nn, "torch": torch, "Tensor": torch.Tensor, "Inputs": Inputs, "Batch": Batch}
+    names |= {"Embeddings": Embeddings, "MLP": MLP}
+    (code,) = blocks("python")
+    exec(code, names)
+    schema = toys.toy_schema()
+    model = names["Mine"](Inputs(schema, 8))
+    toys.materialise(model, seed=1)
+    assert model(toys.toy_batch(schema, 5, seed=2)).shape == (5, 1)
+
+
+def test_every_verb_is_in_the_table_of_commands() -> None:
+    told = {cells[0].strip("`").split()[1] for cells in rows("Commands")}
+    assert told == set(VERBS)
+
+
+def test_every_key_in_the_table_of_the_job_file_is_one() -> None:
+    known = set()
+
+    def walk(section: type, path: str) -> None:
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            known.add(f"{path}{name}")
+            for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(inner, "model_fields"):
+                    walk(inner, f"{path}{name}." if inner is not Job else "")
+
+    walk(Job, "")
+    known |= {key.replace("tables.", "tables.<name>.") for key in known}
+    for cells in rows("The job file"):
+        for text in re.findall(r"`([^`]*)`", cells[0]):
+            head, _, inner = text.partition(": {")
+            names = [f"{head}.{key.strip()}" for key in inner.rstrip("}").split(",")] if inner else [head]
+            for name in names:
+                plain = name.replace(".<table>", "")
+                assert plain in known, name
+
+
+def test_every_file_it_links_to_is_there() -> None:
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (root / target).exists(), target
