@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from sparta.models.embedding import Embedded, Inputs
 from sparta.models.errors import ConfigError
 
-
 DENSE_STD = 0.01
 """Of the initial v_d."""
 
