@@ -50,7 +50,7 @@ class Evaluation:
     """Takes this rank's rows batch by batch; `compute` is a collective.
 
     Args:
-        group: whether rows come with group ids, for GAUC; rows that share an id form a group.
+        group: whether rows come with group ids, for GAUC; rows that share an id, but not 0, form a group.
         ranks: who takes part; the default group, or this process alone where there is none.
     """
 
@@ -218,7 +218,8 @@ def _packed(rows: _Rows, task: int, part: int = 0, parts: int = 0) -> Records:
     grouped = parts > 0 and rows.groups is not None
     keep = np.ones(len(rows.weights), np.bool_)
     if grouped and rows.groups is not None:
-        keep = rows.groups % parts == part
+        # Id 0 is missing or unseen: its rows have nothing in common.
+        keep = (rows.groups != 0) & (rows.groups % parts == part)
     records = np.empty(np.count_nonzero(keep), dtype=_record(grouped=grouped))
     records["logit"] = rows.logits[keep, task]
     records["weight"] = rows.weights[keep]

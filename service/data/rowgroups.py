@@ -159,7 +159,7 @@ def _array(place: str, name: str, column: pa.ChunkedArray) -> pa.Array:
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if array.null_count:
         row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-        raise _broken(place, name, row, "null", "must be filled (0 is the id of a missing value)")
+        raise _broken(place, name, row, "null", "is no value of a prepared column")
     return array
 
 

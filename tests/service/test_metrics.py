@@ -183,6 +183,16 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         evaluation.compute()
 
 
+def test_rows_without_a_group_count_in_auc_but_not_in_gauc() -> None:
+    logits = np.array([[2.0], [1.0], [1.0], [2.0]], np.float32)
+    labels = np.array([[1.0], [0.0], [1.0], [0.0]], np.float32)
+    evaluation = Evaluation(["y"], group=True)
+    evaluation.update(logits, labels, np.ones(4, np.float32), np.array([7, 7, 0, 0]))
+    found = evaluation.compute()["y"]
+    assert found["gauc"] == 1.0
+    assert found["auc"] == 0.5
+
+
 def test_group_ids_come_with_group_only() -> None:
     one = np.ones((1, 1), np.float32)
     with pytest.raises(ValueError, match="missing"):
