@@ -136,8 +136,9 @@ class Planted:
     def _calibrate(self) -> None:
         """Centre and scale on rows of a stream of their own, so that every seed is about equally hard."""
         drawn = self._draw("pilot", 0)[:4]
-        z = np.log1p(np.maximum(drawn[3], 0)).astype(np.float32)
-        self.z_mean, self.z_std = z.mean(1), z.std(1)
+        counts = [count[count >= 0] for count in drawn[3]]
+        self.z_mean = np.array([np.log1p(count).mean() for count in counts], dtype=np.float32)
+        self.z_std = np.array([np.log1p(count).std() for count in counts], dtype=np.float32)
         # Latent vectors are centred per field, so that no pair leaks into the first-order effects.
         self.centre = np.zeros((len(FIELDS) + 1, K), dtype=np.float32)
         self.centre[:] = [effects[1:].mean(1) for effects in self._field_effects(*drawn[:3])]
@@ -200,7 +201,7 @@ class Planted:
         return effects
 
     def _parts(self, values: Ints, tags: Ints, tag_counts: Ints, dense: Ints) -> tuple[Floats, Floats]:
-        """Unscaled first-order and pairwise sums, (n,) each."""
+        """Unscaled first-order and pairwise sums, (n,) each; a missing count has no effect either."""
         first = np.zeros(CHUNK, dtype=np.float32)
         total = np.zeros((K, CHUNK), dtype=np.float32)
         squares = np.zeros(CHUNK, dtype=np.float32)
@@ -210,8 +211,8 @@ class Planted:
             total += v
             squares += np.einsum("kn,kn->n", v, v)
         for d, count in enumerate(dense):
-            # A missing count acts as 0: what `prepare` makes of it after log1p.
             z = (np.log1p(np.maximum(count, 0).astype(np.float32)) - self.z_mean[d]) / self.z_std[d]
+            z[count < 0] = 0
             w, *v = self.dense_effects[:, d]
             first += w * z
             for k in range(K):

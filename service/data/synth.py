@@ -101,7 +101,7 @@ def _write(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     spec = {
         "files": {split: f"{split}.parquet" for split in splits},
         "labels": [LABEL],
-        "defaults": {"dense": {"transform": "log1p"}, "sparse": {"min_count": MIN_COUNT}},
+        "defaults": {"dense": {"transform": "log1p_standardise"}, "sparse": {"min_count": MIN_COUNT}},
         "dense": [count.name for count in COUNTS],
         "sparse": {field.name: {} for field in FIELDS} | {TAGS.name: {"separator": SEPARATOR}},
         "attainable": facts["attainable"],

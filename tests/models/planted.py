@@ -1,7 +1,7 @@
 """Planted rows as tensors, and the two yardsticks of the learning law: a factorisation machine and its linear part.
 
 Rows come straight from the generator of `sparta synth`, encoded as its prepare.yaml would: ids by
-training frequency or not at all (0), dense as log1p with 0 for missing.
+training frequency or not at all (0); dense as log1p, standardised, and then 0 for missing.
 """
 
 # n = rows, B = rows of a batch, S = 26 single-valued fields, M = most tags of a row, D = dense columns
@@ -72,8 +72,8 @@ class Task:
 def make_task(train_rows: int, test_rows: int, seed: int) -> Task:
     """The first rows of the training and test splits that `sparta synth --seed SEED` writes."""
     model = Planted(seed)
-    counts = {"train": train_rows, "test": test_rows}
-    raw = {split: list(model.split(split, rows)) for split, rows in counts.items()}
+    splits = {"train": train_rows, "test": test_rows}
+    raw = {split: list(model.split(split, rows)) for split, rows in splits.items()}
     values = {split: np.concatenate([c.values for c in chunks], axis=1) for split, chunks in raw.items()}
     tags = {split: np.concatenate([_padded(c.tags, c.tag_counts) for c in raw[split]]) for split in raw}
 
@@ -87,13 +87,18 @@ def make_task(train_rows: int, test_rows: int, seed: int) -> Task:
     kept, rows = _vocabulary(tags["train"].ravel())
     features.append(Feature(name=TAGS.name, rows=rows, multi=True))
 
+    dense = {split: np.concatenate([c.dense for c in chunks], axis=1) for split, chunks in raw.items()}
+    there = [np.log1p(column[column >= 0]) for column in dense["train"]]
+    mean, deviation = np.array([x.mean() for x in there]), np.array([x.std() for x in there])
+
     def encoded(split: str) -> Rows:
-        dense = np.concatenate([c.dense for c in raw[split]], axis=1).T
+        counts = dense[split].T
+        z = (np.log1p(np.maximum(counts, 0)) - mean) / deviation
         return Rows(
             torch.from_numpy(np.stack(single[split], axis=1)),
             torch.from_numpy(_encoded(kept, tags[split])),
             torch.from_numpy(np.concatenate([c.tag_counts for c in raw[split]])),
-            torch.from_numpy(np.log1p(np.maximum(dense, 0)).astype(np.float32)),
+            torch.from_numpy(np.where(counts < 0, 0, z)).float(),
             torch.from_numpy(np.concatenate([c.label for c in raw[split]])).float(),
             torch.from_numpy(np.concatenate([c.probability for c in raw[split]])),
         )
@@ -102,7 +107,7 @@ def make_task(train_rows: int, test_rows: int, seed: int) -> Task:
         dense=tuple(count.name for count in COUNTS),
         sparse=tuple(features),
         labels=(LABEL,),
-        splits=counts,
+        splits=splits,
     )
     return Task(encoded("train"), encoded("test"), schema)
 
@@ -151,7 +156,6 @@ class FactorisationMachine(nn.Module):
     def __init__(self, task: Task, factors: int, *, std: float = 0.02) -> None:
         super().__init__()
         self.offset = torch.tensor([0, *task.sizes]).cumsum(0)[:-1]
-        self.dense_mean, self.dense_std = task.train.dense.mean(0), task.train.dense.std(0)
         self.table = nn.Embedding(sum(task.sizes), 1 + factors)
         nn.init.normal_(self.table.weight, std=std)
         self.dense = nn.Parameter(torch.randn(len(COUNTS), 1 + factors) * std)
@@ -161,9 +165,8 @@ class FactorisationMachine(nn.Module):
         single = self.table(rows.single + self.offset[:-1])  # (B, S, 1 + K)
         tags = self.table(rows.tags + self.offset[-1]) * rows.tag_there[..., None]
         tags = tags.sum(1) / rows.tag_counts.clamp(min=1)[:, None]
-        z = (rows.dense - self.dense_mean) / self.dense_std
-        total = single.sum(1) + tags + z @ self.dense
-        squares = (single * single).sum(1) + tags * tags + (z * z) @ (self.dense * self.dense)
+        total = single.sum(1) + tags + rows.dense @ self.dense
+        squares = (single * single).sum(1) + tags * tags + rows.dense**2 @ self.dense**2
         return self.bias + total[:, 0] + (total * total - squares)[:, 1:].sum(1) / 2
 
 

@@ -1,22 +1,26 @@
 """The learning law: every model finds the pairwise effects that `sparta synth` plants, and only from true ids.
 
-Generator and number of rows are the demo's. The bar is 95% of the AUC gain (AUC - 0.5) of a factorisation
-machine, the planted model's own family. The generator's parameters and the models' settings were tuned on rows
-of seeds 1 to 3 (of seed 1 also the test split), and changed once more after DLRM missed the bar on seed 11; so
-the law is tested on a seed that had no part in it. The tables start from N(0, 0.1) rather than 1e-4, since
-products of two small numbers take long to grow.
+Generator and number of rows are the demo's, and the columns are encoded as its prepare.yaml says. The bar is 95%
+of the AUC gain (AUC - 0.5) of a factorisation machine, the planted model's own family; its first-order part alone
+is the logistic regression. A training has a fixed length, the same for true and for shuffled ids, and reads the
+test rows once, at its end.
+
+What was tuned where: the generator's parameters on seeds 1 to 3 and 11, the recipes on seeds 1 to 3, of all of
+which the test rows were read too. The seed below, like 31 to 33, had no part in that. On 31 to 33 the models reached 0.987 to 1.023 of the
+machine's gain, DLRM always the least (0.987 to 0.989), the logistic regression 0.81 to 0.82, and the machine 0.94 of
+the attainable gain, which leaves room for shares above 1.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparta.models import zoo
 from sparta.models.embedding import Inputs
-from sparta.models.field import Fields
 from tests.models.planted import (
     FactorisationMachine,
     Rows,
@@ -28,10 +32,14 @@ from tests.models.planted import (
     shuffled,
     to_batch,
 )
+from tests.pool import Pool
 
-ROWS = {"train_rows": 320_000, "test_rows": 40_000, "seed": 12}
-"""As many as in the demo, of a seed on which nothing was tuned."""
+TRAIN_ROWS, TEST_ROWS, SEED = 320_000, 40_000, 41
+"""Rows as many as in the demo, of a seed on which nothing was tuned."""
+EPOCHS = 2
 BAR = 0.95
+FACTORS = 4
+"""Of the factorisation machine; more than planted train more easily."""
 
 pytestmark = pytest.mark.slow
 
@@ -40,42 +48,24 @@ pytestmark = pytest.mark.slow
 class Recipe:
     """How one model is trained; the rest is the same for all."""
 
-    hidden: tuple[int, ...] = (64, 32)
+    args: dict[str, Any] = field(default_factory=dict)
     dim: int = 8
     table_lr: float = 0.004
     lr: float = 0.003
     std: float = 0.1
+    """Of the initial table rows; from 1e-4 the products of two of them take long to grow."""
 
 
 RECIPES = {
     "dnn": Recipe(),
-    "wide_deep": Recipe(),
+    "wide_deep": Recipe(dim=4),
     "pnn": Recipe(),
-    "deepfm": Recipe(dim=4, lr=0.002, std=0.03),
-    "dcn": Recipe(),
-    "dcn_v2": Recipe(lr=0.002),
-    "dlrm": Recipe(hidden=(256, 64), dim=16, table_lr=0.003, lr=0.004),
+    "deepfm": Recipe(dim=4),
+    "dcn": Recipe(dim=4),
+    "dcn_v2": Recipe(dim=4),
+    # Dense columns reach its answer only through the bottom MLP, first-order effects only through dot products.
+    "dlrm": Recipe(args={"bottom": [128, 64], "dropout": 0.2}, table_lr=0.003, lr=0.006),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """One thread: the steps are too small for more, which only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def task() -> Task:
-    return make_task(**ROWS)
-
-
-@pytest.fixture(scope="module")
-def noise(task: Task) -> Task:
-    """The task with its categorical columns shuffled."""
-    return replace(task, train=shuffled(task.train, 1), test=shuffled(task.test, 2))
 
 
 def machine_gain(task: Task, factors: int) -> float:
@@ -85,24 +75,15 @@ def machine_gain(task: Task, factors: int) -> float:
     def logit(rows: Rows, step: int) -> Tensor:
         return machine(rows)  # type: ignore[no-any-return]
 
-    fit(logit, [(machine.parameters(), 0.006)], task.train, epochs=2)
+    fit(logit, [(machine.parameters(), 0.006)], task.train, epochs=EPOCHS)
     return score(logit, task.test) - 0.5
-
-
-@pytest.fixture(scope="module")
-def reference(task: Task) -> float:
-    """The gain of the factorisation machine; more factors than planted train more easily."""
-    return machine_gain(task, factors=4)
 
 
 def model_gain(name: str, task: Task) -> float:
     recipe = RECIPES[name]
     torch.manual_seed(0)
-    model = zoo.build(name, Inputs(task.schema, recipe.dim), {"hidden": list(recipe.hidden)})
+    model = zoo.build(name, Inputs(task.schema, recipe.dim), {"hidden": [64, 32], **recipe.args})
     model.embeddings.tables = Tables(model.embeddings.specs, recipe.std)
-    if isinstance(fields := getattr(model, "fields", None), Fields):
-        # Their Xavier weights are large beside the tables', and so would the products of all dense pairs be.
-        nn.init.normal_(fields.vectors_DE, std=0.05)
     tables = list(model.embeddings.parameters())
     rest = [p for key, p in model.named_parameters() if not key.startswith("embeddings.")]
 
@@ -110,24 +91,53 @@ def model_gain(name: str, task: Task) -> float:
         model.train(step > 0)
         return model(to_batch(rows, task.schema, step))[:, 0]  # type: ignore[no-any-return]
 
-    fit(logit, [(tables, recipe.table_lr), (rest, recipe.lr)], task.train, epochs=2)
+    fit(logit, [(tables, recipe.table_lr), (rest, recipe.lr)], task.train, epochs=EPOCHS)
     return score(logit, task.test) - 0.5
 
 
-def test_the_machine_reaches_nine_tenths_of_the_attainable_gain(task: Task, reference: float) -> None:
-    attainable = score(lambda rows, step: rows.probability, task.test) - 0.5
-    assert reference >= 0.9 * attainable
+SHUFFLED = ", shuffled"
+JOBS = ("fm", "lr", "attainable", *zoo.ZOO, *(name + SHUFFLED for name in zoo.ZOO))
 
 
-def test_logistic_regression_misses_the_bar(task: Task, reference: float) -> None:
-    assert machine_gain(task, factors=0) < 0.85 * reference
+def some_gains(rank: int, ranks: int, folder: Path, seed: int) -> dict[str, float]:
+    """This process's part of JOBS: whoever makes a job's file in `folder` first does the job."""
+    task = make_task(TRAIN_ROWS, TEST_ROWS, seed)
+    noise = replace(task, train=shuffled(task.train, 1), test=shuffled(task.test, 2))
+    gains = {}
+    for number, job in enumerate(JOBS):
+        try:
+            (folder / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        if job == "attainable":
+            gains[job] = score(lambda rows, step: rows.probability, task.test) - 0.5
+        elif job in ("fm", "lr"):
+            gains[job] = machine_gain(task, FACTORS if job == "fm" else 0)
+        else:
+            gains[job] = model_gain(job.removesuffix(SHUFFLED), noise if job.endswith(SHUFFLED) else task)
+    return gains
+
+
+@pytest.fixture(scope="module")
+def gains(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """AUC - 0.5 of every job. Two processes of one thread each: the steps are too small for more threads."""
+    parts = pool.run(2, some_gains, tmp_path_factory.mktemp("jobs"), SEED, timeout_seconds=900)
+    return parts[0] | parts[1]
+
+
+def test_the_machine_reaches_nine_tenths_of_the_attainable_gain(gains: dict[str, float]) -> None:
+    assert gains["fm"] >= 0.9 * gains["attainable"]
+
+
+def test_logistic_regression_misses_the_bar(gains: dict[str, float]) -> None:
+    assert gains["lr"] < 0.85 * gains["fm"]
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_every_model_reaches_the_bar(name: str, task: Task, reference: float) -> None:
-    assert model_gain(name, task) >= BAR * reference
+def test_every_model_reaches_the_bar(name: str, gains: dict[str, float]) -> None:
+    assert gains[name] >= BAR * gains["fm"]
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_no_model_reaches_the_bar_with_shuffled_ids(name: str, noise: Task, reference: float) -> None:
-    assert model_gain(name, noise) < BAR * reference
+def test_no_model_reaches_the_bar_with_shuffled_ids(name: str, gains: dict[str, float]) -> None:
+    assert gains[name + SHUFFLED] < BAR * gains["fm"]

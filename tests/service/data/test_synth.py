@@ -135,7 +135,7 @@ def test_the_logit_is_the_sum_over_fields_and_pairs() -> None:
         w = [effect[0, n] for effect in effects]
         v = [effect[1:, n] - centre for effect, centre in zip(effects, model.centre, strict=True)]
         for d, count in enumerate(drawn[3][:, n]):
-            z = (np.log1p(max(count, 0)) - model.z_mean[d]) / model.z_std[d]
+            z = (np.log1p(count) - model.z_mean[d]) / model.z_std[d] if count >= 0 else 0.0
             w.append(z * model.dense_effects[0, d])
             v.append(z * model.dense_effects[1:, d])
         products = [v[i] @ v[j] for i in range(len(v)) for j in range(i + 1, len(v))]
