@@ -1,9 +1,9 @@
 """The learning law: every model finds the pairwise effects that `sparta synth` plants, and only from true ids.
 
-Generator and number of rows are the demo's, and the columns are encoded as its prepare.yaml says. The bar is 95%
-of the AUC gain (AUC - 0.5) of a factorisation machine, the planted model's own family; its first-order part alone
-is the logistic regression. A training has a fixed length, the same for true and for shuffled ids, and reads the
-test rows once, at its end.
+The generator's parameters are the demo's (the rows are fewer), and the columns are encoded as its prepare.yaml says.
+The bar is 95% of the AUC gain (AUC - 0.5) of a factorisation machine, the planted model's own family; its
+first-order part alone is the logistic regression. A training has a fixed length, the same for true and for
+shuffled ids, and reads the test rows once, at its end.
 
 What was tuned where: the generator's parameters on seeds 1 to 3 and 11, the recipes on seeds 1 to 3, of all of
 which the test rows were read too. Seeds 31 to 33 and 41 had no part in that; on them the models reached 0.979 to
@@ -35,7 +35,7 @@ from tests.models.planted import (
 from tests.pool import Pool
 
 TRAIN_ROWS, TEST_ROWS, SEED = 320_000, 40_000, 41
-"""Rows as many as in the demo; a seed on which nothing was tuned."""
+"""A seed on which nothing was tuned."""
 EPOCHS = 2
 BAR = 0.95
 FACTORS = 4
