@@ -49,6 +49,8 @@ class Schema(Record):
     """Sample-weight column, if any; non-negative."""
     splits: Mapping[str, NonNegativeInt]
     """Rows of each split that is there: train, valid, test."""
+    fingerprint: str = ""
+    """Hash of the vocabularies and statistics: of what an id or a number of this dataset means."""
     attainable: Mapping[str, Mapping[str, float]] = {}
     """Best metrics any model can reach on the test split, per label; known for synthetic data only."""
 
@@ -61,6 +63,11 @@ class Schema(Record):
         if twice:
             raise ValueError(f"column {twice[0]!r} is named twice")
         return self
+
+    @property
+    def columns(self) -> tuple[object, ...]:
+        """What a model is built for; the splits and their rows are not."""
+        return self.dense, self.sparse, self.labels
 
     def feature(self, name: str) -> Feature:
         """The categorical feature of that name; KeyError when there is none."""

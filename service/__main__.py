@@ -58,14 +58,16 @@ def parser() -> Parser:
     evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
     evaluate.add_argument("run", type=Path, help="run directory")
     evaluate.add_argument("--split", default="test")
-    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.add_argument("--checkpoint", choices=("best", "last"), help="default: what result.json is about")
+    _set(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     predict = verbs.add_parser("predict", help="probabilities for a file of raw values")
     predict.add_argument("run", type=Path, help="run directory")
     predict.add_argument("file", type=Path, help="raw Parquet or CSV file with the columns of the spec")
     predict.add_argument("--out", type=Path, required=True, help="Parquet file to make")
-    predict.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    predict.add_argument("--checkpoint", choices=("best", "last"), help="default: what result.json is about")
+    _set(predict)
 
     for name, verb in verbs.choices.items():
         verb.prog = f"sparta {name}"
@@ -134,7 +136,6 @@ def check(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sparta.models import zoo
     from sparta.service import build
     from sparta.service.config import load_job
     from sparta.sharding.plan import format_plan
@@ -143,7 +144,7 @@ def plan(arguments: argparse.Namespace) -> None:
     ranks = arguments.ranks or job.train.ranks
     made = build.plan(
         job,
-        zoo.tables(build.model(job, build.schema(job))),
+        build.model(job, build.schema(job)),
         ranks=ranks,
         local_ranks=arguments.local_ranks or ranks,
         device=arguments.device,
@@ -163,6 +164,10 @@ def train(arguments: argparse.Namespace) -> None:
 
     job = load_job(arguments.job, arguments.set)
     with world(job.train.device) as here:
+        if arguments.ranks not in (None, here.ranks):
+            raise ConfigError(
+                f"--ranks {arguments.ranks}, but {here.ranks} are running; start them with `sparta train`"
+            )
         # The resolved job says on how many ranks it really ran.
         job = job.model_copy(update={"train": job.train.model_copy(update={"ranks": here.ranks})})
         train(job, RunDirectory(arguments.run_dir or Path("runs") / job.name), here)
@@ -178,8 +183,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from sparta.service.world import world
 
     run = RunDirectory(arguments.run)
-    with world(run.read_job().train.device) as here:
-        job, schema, sharded = trained(run, here, arguments.checkpoint)
+    job = run.read_job(arguments.set)
+    with world("auto") as here:
+        schema, sharded = trained(run, job, here, arguments.checkpoint)
         checked_split(schema, arguments.split, Path(job.data.path))
         scores = score(job, schema, sharded, here, arguments.split)
         if here.first and arguments.json:
@@ -195,8 +201,9 @@ def predict(arguments: argparse.Namespace) -> None:
     from sparta.service.world import world
 
     run = RunDirectory(arguments.run)
-    with world(run.read_job().train.device) as here:
-        job, schema, sharded = trained(run, here, arguments.checkpoint)
+    job = run.read_job(arguments.set)
+    with world("auto") as here:
+        schema, sharded = trained(run, job, here, arguments.checkpoint)
         rows = predict(job, schema, sharded, here, arguments.file, arguments.out)
         if here.first:
             print(f"{rows} rows scored: {arguments.out}")

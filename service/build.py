@@ -14,14 +14,15 @@ from sparta.models import zoo
 from sparta.models.embedding import WIDE, Inputs, Table
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema, load_schema
-from sparta.optim.schedule import Plateau, Schedule
-from sparta.service.config import Job, TableSettings
+from sparta.optim.schedule import EarlyStop, Plateau, Schedule
+from sparta.service.config import EarlyStopSettings, Job, TableSettings
 from sparta.service.data.loader import Loader
 from sparta.service.step import OnePass, Step
 from sparta.service.world import World
 from sparta.sharding.plan import Plan, load_plan, make_plan
 from sparta.sharding.shard import Sharded, shard
 from sparta.sharding.sharder import TableOptimizer
+from sparta.sharding.tables import tables_of
 
 DENSE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -71,7 +72,15 @@ def model(job: Job, of: Schema) -> nn.Module:
     pooling = {name: table.pooling for name, table in job.tables.items() if table.pooling is not None}
     inputs = Inputs(of, job.model.embedding_dim, dims, pooling)
     torch.manual_seed(job.train.seed)
-    return zoo.build(job.model.name, inputs, job.model.args)
+    built = zoo.build(job.model.name, inputs, job.model.args)
+    names = {table.name for table in tables_of(built)}
+    for name in job.tables:
+        if name.endswith(WIDE) and name not in names:
+            raise ConfigError(
+                f"tables: {name!r} is not there, for {job.model.name} has no first-order tables; "
+                "drop it or name the feature"
+            )
+    return built
 
 
 def table_settings(job: Job, table: Table) -> TableSettings:
@@ -90,14 +99,17 @@ def table_optimizers(job: Job, tables: Sequence[Table]) -> dict[str, TableOptimi
     for table in tables:
         own = table_settings(job, table)
         chosen[table.name] = TableOptimizer(
-            name=own.optimizer or default.name, lr=own.lr or default.lr, eps=default.eps
+            name=own.optimizer or default.name,
+            lr=own.lr or default.lr,
+            eps=default.eps,
+            engine=default.engine,
         )
     return chosen
 
 
 def plan(
     job: Job,
-    tables: Sequence[Table],
+    of: nn.Module,
     *,
     ranks: int,
     local_ranks: int,
@@ -108,6 +120,7 @@ def plan(
     """The plan that is forced, by the caller or by the job, or else the planner's."""
     limit = memory_gb or job.sharding.memory_gb
     memory_bytes = int(limit * GIB) if limit else None
+    tables = tables_of(of)
     optimizers = table_optimizers(job, tables)
     if forced is None and job.sharding.plan != "auto":
         forced = Path(job.sharding.plan)
@@ -136,7 +149,7 @@ def plan(
 
 def sharded(job: Job, built: nn.Module, by: Plan, world: World) -> Sharded:
     """The model with its tables on their ranks."""
-    tables = zoo.tables(built)
+    tables = tables_of(built)
     stds = {table.name: table_settings(job, table).init_std for table in tables}
     return shard(
         built,
@@ -182,6 +195,7 @@ def train_loader(job: Job, of: Schema, world: World) -> Loader:
         ranks=world.ranks,
         seed=job.train.seed,
         prefetch=job.data.prefetch,
+        pin=world.device.type == "cuda",
     )
 
 
@@ -197,7 +211,14 @@ def scoring_loader(folder: Path, of: Schema, split: str, batch_size: int, world:
         rank=world.rank,
         ranks=world.ranks,
         shuffle=False,
+        pin=world.device.type == "cuda",
     )
+
+
+def total_steps(job: Job, steps_per_epoch: int) -> int:
+    """Where training stops, at most."""
+    steps = steps_per_epoch * job.train.epochs
+    return steps if job.train.max_steps is None else min(steps, job.train.max_steps)
 
 
 def schedule(job: Job, total_steps: int) -> Schedule:
@@ -206,6 +227,12 @@ def schedule(job: Job, total_steps: int) -> Schedule:
     return Schedule(
         warmup=settings.warmup, decay=settings.decay, total_steps=total_steps, floor=settings.floor
     )
+
+
+def watch(job: Job) -> EarlyStop:
+    """What decides which evaluation is the best, whether or not it may end the run."""
+    settings = job.train.early_stop or EarlyStopSettings()
+    return EarlyStop(metric=settings.metric, patience=settings.patience, min_delta=settings.min_delta)
 
 
 def plateau(job: Job) -> Plateau | None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from sparta.models import zoo
 from sparta.service import build
 from sparta.service.config import Job
-from sparta.service.world import World
+from sparta.service.world import World, device_for
 from sparta.sharding.estimate import human
 from sparta.sharding.plan import Plan
+from sparta.sharding.tables import tables_of
 
 
 def check(job: Job) -> list[str]:
@@ -21,24 +21,25 @@ def check(job: Job) -> list[str]:
     """
     schema = build.schema(job)
     model = build.model(job, schema)
-    tables = zoo.tables(model)
+    tables = tables_of(model)
     # A throw-away copy of the dense part's names is enough to try the optimizer's arguments.
     build.dense_optimizer(job, dict(dense_parameters(model)))
-    on_gpu = job.train.device == "cuda" or (job.train.device == "auto" and torch.cuda.is_available())
-    device = "cuda" if on_gpu else "cpu"
-    plan = build.plan(job, tables, ranks=job.train.ranks, local_ranks=job.train.ranks, device=device)
+    # A job for GPUs may be checked where there are none.
+    device = "cuda" if job.train.device == "cuda" else device_for(job.train.device, job.train.ranks)
+    plan = build.plan(job, model, ranks=job.train.ranks, local_ranks=job.train.ranks, device=device)
     alone = World(rank=0, ranks=1, local_ranks=1, device=torch.device("cpu"))
     steps = build.train_loader(job, schema, alone).steps
     for split in ("valid", "test"):
         if split in schema.splits:
             build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, alone)
+    total = build.total_steps(job, steps)
     rows = ", ".join(f"{split} {rows:,}" for split, rows in schema.splits.items())
     dense = sum(parameter.numel() for _, parameter in dense_parameters(model))
     weights = sum(table.rows * table.dim for table in tables)
     return [
         f"{job.name}: {job.model.name}, {dense:,} dense weights, {len(tables)} tables with {weights:,} weights",
         f"data: {job.data.path}: {rows} rows; labels {', '.join(schema.labels)}",
-        f"training: {job.train.epochs} x {steps:,} steps of {job.data.batch_size:,} samples on {job.train.ranks} ranks",
+        f"training: {total:,} steps, {steps:,} an epoch, of {job.data.batch_size:,} samples on {job.train.ranks} ranks",
         f"plan: {placements(plan)}; at most {human(max(plan.rank_bytes(r) for r in range(plan.ranks)))} a rank",
         "ok",
     ]

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparta.models.errors import DataError
 from sparta.service.run import write_atomically
+from sparta.sharding.collectives import from_first
 from sparta.sharding.shard import Sharded
 
 FORMAT = 1
@@ -41,10 +42,11 @@ class Checkpoints:
     def save(self, sharded: Sharded, step: int, *, best: bool) -> None:
         """Write the weights after `step`; then drop what is neither the newest nor the best."""
         place = self._folder / f"step-{step:09d}"
-        if not (place / "COMMIT").exists():
+        # The first rank looks: another machine may see the files of a shared disk later.
+        if not from_first((place / "COMMIT").exists()):
             with _one_line(place, "not written; free space or take another --run-dir, and train again"):
                 save(sharded.state_dict(), checkpoint_id=str(place))
-        dist.barrier()  # all ranks have looked for COMMIT, and all have written, before it appears
+        dist.barrier()  # all have written before COMMIT appears
         if dist.get_rank() == 0:
             write_atomically(place / "COMMIT", json.dumps({"format": FORMAT, "step": step}) + "\n")
             if best:
@@ -58,7 +60,8 @@ class Checkpoints:
         Raises:
             DataError: there is none, it is damaged, or it is of another model.
         """
-        place = self.find(which)
+        place = from_first(self.find(which) if dist.get_rank() == 0 else None)
+        assert place is not None
         state = sharded.state_dict()
         with _one_line(place, "not readable; use another --checkpoint or train again"):
             # torch would leave out what the model does not have.
@@ -67,8 +70,7 @@ class Checkpoints:
                 name = min(held ^ set(state))
                 problem = "is not in the model" if name in held else "is missing"
                 raise DataError(f"{place}: {name} {problem}; the checkpoint belongs to another job.yaml")
-            load(state, checkpoint_id=str(place))
-        sharded.load_state_dict(state)
+            load(state, checkpoint_id=str(place))  # into the live weights, which the state shares
         return int(json.loads((place / "COMMIT").read_text())["step"])
 
     def find(self, which: Literal["best", "last"]) -> Path:

@@ -7,6 +7,7 @@ what it means and its unit. Only `service/build.py` turns these settings into ob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -30,6 +32,17 @@ from sparta.models.errors import ConfigError
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.1, but for floats: there 1e-5, without a point, is a text."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 class Settings(BaseModel):
@@ -45,6 +58,14 @@ class DownSampling(Settings):
     """Share of the negatives that was kept."""
     splits: tuple[Literal["train", "valid", "test"], ...] = ("train",)
     """Splits that were down-sampled; metrics of these are left as they are."""
+
+    @model_validator(mode="after")
+    def _train_was_sampled(self) -> "DownSampling":
+        if "train" not in self.splits:
+            raise ValueError(
+                "splits must name train: only a model trained on fewer negatives is to be corrected"
+            )
+        return self
 
 
 class DataSettings(Settings):
@@ -146,6 +167,17 @@ class ShardingSettings(Settings):
     memory_gb: PositiveFloat | None = None
     """Memory of one rank for tables, their optimizer and their buffers, in GiB; no limit if not said."""
 
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _lists_of_known_types(cls, value: Any) -> Any:
+        """data_parallel has a word of its own; a type alone serves as a list of one."""
+        if not isinstance(value, Mapping):
+            return value
+        lists = {name: [kinds] if isinstance(kinds, str) else kinds for name, kinds in value.items()}
+        if any(isinstance(kinds, list) and "data_parallel" in kinds for kinds in lists.values()):
+            raise ValueError("data_parallel comes with the rows engine; engine fbgemm has no such tables")
+        return lists
+
 
 class EarlyStopSettings(Settings):
     metric: Literal["auc", "gauc", "logloss"] = "auc"
@@ -188,7 +220,7 @@ class Job(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def hash(self) -> str:
-        """A short hash of everything that decides the result."""
+        """A short hash of all keys, defaults included."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
             :12
         ]
@@ -201,7 +233,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         ConfigError: unreadable file, bad YAML, bad override, unknown key or bad value; one line each.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Yaml)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a job file") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -248,7 +280,7 @@ def edit(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {parent} is {below!r}, not a mapping; set it as a whole")
         raw = below
     try:
-        raw[last] = yaml.safe_load(text)
+        raw[last] = yaml.load(text, Yaml)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
 
@@ -272,6 +304,10 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         case "value_error":
             message = str(first["ctx"]["error"])
             return f"{place}: {message}" if place else message
+        case "tuple_type" | "list_type":
+            return f"{place}: {value!r} is no list; write [{value}]"
+        case "dict_type" | "model_type" | "mapping_type":
+            return f"{place}: {value!r} is no mapping of keys to values"
         case _:
             return f"{place}: {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 

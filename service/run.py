@@ -5,12 +5,13 @@ runs/<name>/job.yaml   plan.json   history.jsonl   result.json   curves.png   ch
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sparta.models.errors import ConfigError
+from sparta.models.errors import ConfigError, DataError
+from sparta.models.schema import Schema, load_schema
 from sparta.service.config import Job, load_job
 
 FORMAT = 1
@@ -46,8 +47,8 @@ class RunDirectory:
         if not os.access(there, os.W_OK | os.X_OK):
             raise ConfigError(f"{self.path}: {there} is not writable; give another --run-dir")
 
-    def claim(self, job: Job) -> None:
-        """Write the resolved job: from now on the directory is this run's.
+    def claim(self, job: Job, schema: Schema) -> None:
+        """Write the resolved job, and what the data was: from now on the directory is this run's.
 
         Raises:
             ConfigError: another run was quicker, or the disk refuses.
@@ -56,6 +57,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             with self.job.open("x") as file:
                 file.write(job.dump())
+            schema.save(self.path)
         except OSError as error:
             if self.job.exists():
                 raise ConfigError(f"{self.path}: already holds a run; give another --run-dir") from error
@@ -63,15 +65,28 @@ class RunDirectory:
                 f"{self.path}: cannot be written ({error.strerror}); give a writable --run-dir"
             ) from error
 
-    def read_job(self) -> Job:
-        """The resolved job of a finished or running run.
+    def check_same_data(self, schema: Schema) -> None:
+        """Refuse a dataset whose columns, vocabularies or statistics are not those of the training.
+
+        Raises:
+            DataError: in one line, with the way out.
+        """
+        trained = load_schema(self.path)
+        if (trained.fingerprint, trained.columns) != (schema.fingerprint, schema.columns):
+            raise DataError(
+                f"{self.path}: the dataset was prepared anew since this run was trained, from other rows or settings, "
+                "so ids mean something else; point to the old one with --set data.path=DIR, or train again"
+            )
+
+    def read_job(self, overrides: Sequence[str] = ()) -> Job:
+        """The resolved job of a finished or running run, edited by `key=value` overrides.
 
         Raises:
             ConfigError: this is no run directory.
         """
         if not self.job.is_file():
             raise ConfigError(f"{self.path}: holds no job.yaml, so it is no run directory of `sparta train`")
-        return load_job(self.job)
+        return load_job(self.job, overrides)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one piece."""

@@ -5,12 +5,10 @@ from typing import Any, Literal
 
 import torch
 
-from sparta.models import zoo
 from sparta.models.schema import Schema
-from sparta.optim.schedule import EarlyStop
 from sparta.service import build
 from sparta.service.checkpoint import Checkpoints
-from sparta.service.config import EarlyStopSettings, Job
+from sparta.service.config import Job
 from sparta.service.curves import draw
 from sparta.service.history import History
 from sparta.service.progress import Progress
@@ -30,25 +28,16 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
     world.once(run.check_free)
     schema = build.schema(job)
     model = build.model(job, schema)
-    plan = build.plan(
-        job,
-        zoo.tables(model),
-        ranks=world.ranks,
-        local_ranks=world.local_ranks,
-        device=world.device.type,
-    )
+    plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
     loader = build.train_loader(job, schema, world)
     for split in set(schema.splits) - {"train"}:  # damage there must not come to light after the training
         build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
-    world.once(lambda: run.claim(job))
+    world.once(lambda: run.claim(job, schema))
     if world.first:
         plan.save(run.plan)
-    total_steps = loader.steps * job.train.epochs
-    if job.train.max_steps is not None:
-        total_steps = min(total_steps, job.train.max_steps)
-    stop = job.train.early_stop or EarlyStopSettings()
+    total_steps = build.total_steps(job, loader.steps)
     checkpoints = Checkpoints(run.checkpoints)
     with Progress(total_steps, rank=world.rank) as progress:
         outcome = Trainer(
@@ -60,7 +49,7 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
             else None,
             schedule=build.schedule(job, total_steps),
             plateau=build.plateau(job),
-            watch=EarlyStop(metric=stop.metric, patience=stop.patience, min_delta=stop.min_delta),
+            watch=build.watch(job),
             stop_early=job.train.early_stop is not None,
             checkpoints=checkpoints,
             history=History(run.history) if world.first else None,
@@ -70,8 +59,9 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
             log_every=job.train.log_every,
             evaluate_every=job.train.evaluate_every,
         ).run()
-    if job.train.early_stop:
-        checkpoints.load(sharded, "best")
+    tested = tested_weights(job)
+    if tested == "best":
+        checkpoints.load(sharded, tested)
     scores = {
         split: score(job, schema, sharded, world, split)
         for split in ("valid", "test")
@@ -99,29 +89,46 @@ def score(job: Job, schema: Schema, sharded: Sharded, world: World, split: str) 
     )
 
 
-def trained(run: RunDirectory, world: World, which: Literal["best", "last"]) -> tuple[Job, Schema, Sharded]:
-    """A finished run's job, schema and model with its weights, on any number of ranks.
+def tested_weights(job: Job) -> Literal["best", "last"]:
+    """Which weights a run's result is about: the best if it could stop early, else the last."""
+    return "best" if job.train.early_stop else "last"
+
+
+def trained(
+    run: RunDirectory, job: Job, world: World, which: Literal["best", "last"] | None = None
+) -> tuple[Schema, Sharded]:
+    """A run's dataset and its model with weights, on any number of ranks and either kind of device.
 
     On as many ranks as it was trained the run's own plan is used, otherwise the planner makes another.
+
+    Raises:
+        DataError: the dataset was prepared anew since, so that ids mean something else.
     """
-    job = run.read_job()
-    same = world.ranks == job.train.ranks
-    if not same:
-        auto = job.sharding.model_copy(update={"plan": "auto"})
-        job = job.model_copy(update={"sharding": auto})
     schema = build.schema(job)
-    model = build.model(job, schema)
+    run.check_same_data(schema)
+    # Scoring needs no optimizer state: sgd has none, and every device has sgd.
+    stateless = job.optim.tables.model_copy(update={"name": "sgd"})
+    tables = {name: table.model_copy(update={"optimizer": None}) for name, table in job.tables.items()}
+    same = world.ranks == job.train.ranks
+    scoring = job.model_copy(
+        update={
+            "optim": job.optim.model_copy(update={"tables": stateless}),
+            "tables": tables,
+            "sharding": job.sharding if same else job.sharding.model_copy(update={"plan": "auto"}),
+        }
+    )
+    model = build.model(scoring, schema)
     plan = build.plan(
-        job,
-        zoo.tables(model),
+        scoring,
+        model,
         ranks=world.ranks,
         local_ranks=world.local_ranks,
         device=world.device.type,
         forced=run.plan if same else None,
     )
-    sharded = build.sharded(job, model, plan, world)
-    Checkpoints(run.checkpoints).load(sharded, which)
-    return job, schema, sharded
+    sharded = build.sharded(scoring, model, plan, world)
+    Checkpoints(run.checkpoints).load(sharded, which or tested_weights(job))
+    return schema, sharded
 
 
 def summary(job: Job, outcome: Outcome, scores: dict[str, Scores], world: World) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def summary(job: Job, outcome: Outcome, scores: dict[str, Scores], world: World)
         "examples_per_second": round(outcome.examples / max(outcome.seconds, 1e-9), 1),
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped_early,
+        "weights": tested_weights(job),
         "eval": scores,
         "ranks": world.ranks,
         "threads": torch.get_num_threads(),

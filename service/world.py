@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sparta.models.errors import ConfigError, SpartaError
+from sparta.sharding.device import usable_gpus
 
 T = TypeVar("T")
 
@@ -43,16 +44,33 @@ class World:
         return cast(T, answer[0])
 
 
+def device_for(wanted: Literal["auto", "cpu", "cuda"], local_ranks: int) -> Literal["cpu", "cuda"]:
+    """The device of a machine's ranks; auto is cuda if every rank has a GPU that FBGEMM can use.
+
+    Raises:
+        ConfigError: cuda is asked for and cannot be had.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    gpus = usable_gpus()
+    if gpus >= local_ranks:
+        return "cuda"
+    if wanted == "cuda":
+        raise ConfigError(
+            f"train.device: cuda, but {local_ranks} ranks find {gpus} GPUs that torch and FBGEMM can use here; "
+            "use fewer ranks, cpu or auto"
+        )
+    return "cpu"
+
+
 @contextmanager
 def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     """Join the ranks that torchrun started, or be alone; leave them at the end.
 
     Raises:
-        ConfigError: CUDA is asked for and not there.
+        ConfigError: CUDA is asked for and cannot be had.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda, but torch sees no GPU here; use cpu or auto")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = device_for(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     joined = not dist.is_initialized()

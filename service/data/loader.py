@@ -40,6 +40,7 @@ class Loader:
         streams: places of the epoch that every batch is drawn from, equally.
         shuffle: False keeps the order of the files within a stream; streams=1 is then the file's order.
         prefetch: batches kept ready by the background thread.
+        pin: put batches in memory that a GPU copies from while it computes.
 
     Raises:
         ConfigError: sizes that do not fit each other.
@@ -59,6 +60,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         prefetch: int = 4,
+        pin: bool = False,
     ) -> None:
         if prefetch < 1:
             raise ConfigError(f"data: prefetch is {prefetch}; it must be at least 1")
@@ -73,7 +75,7 @@ class Loader:
         """Global batches an epoch."""
         self._slots = order.slots
         self._first = order.first
-        self._pin = torch.cuda.is_available()
+        self._pin = pin
         self._keys = [feature.name for feature in schema.sparse]
         self._runs = _runs(schema)
         # Without padding and lists every batch has these; consumers must not write to them.

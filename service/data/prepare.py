@@ -6,6 +6,7 @@ the target, `schema.json` last, and renamed into place: there is a whole dataset
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -40,7 +41,7 @@ from sparta.service.data.encode import (
 from sparta.service.data.raw import Chunk, RawFile
 from sparta.service.data.spec import SparseColumn, Spec
 from sparta.service.data.split import Splitter, Track
-from sparta.service.data.vocab import Counter, Counts, Vocabulary, buckets
+from sparta.service.data.vocab import Counter, Counts, Vocabulary, buckets, load_vocabulary
 
 GROUP_ROWS = 65_536
 """Rows of a Parquet row group."""
@@ -76,6 +77,7 @@ def prepare(spec: Spec, out: Path, *, progress: bool = True, overwrite: bool = F
             labels=spec.labels,
             weight=spec.weight,
             splits=rows,
+            fingerprint=_fingerprint(spec, folder),
             attainable=spec.attainable,
         )
         schema.save(folder)
@@ -130,6 +132,20 @@ def _learn(spec: Spec, splitter: Splitter, folder: Path, across: Map) -> None:
     learnt = {name: moment.result() for name, moment in moments.items()}
     transform = {"spec": spec.model_dump(mode="json"), "moments": learnt}
     (folder / "transform.json").write_text(json.dumps(transform, indent=1) + "\n")
+
+
+def _fingerprint(spec: Spec, folder: Path) -> str:
+    """A hash of what gives ids and numbers their meaning; the same for the same training rows and spec."""
+    learnt = json.loads((folder / "transform.json").read_text())
+    meaning = [learnt["moments"], learnt["spec"]["dense"], learnt["spec"]["sparse"]]
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    for name in spec.categories:
+        values = load_vocabulary(folder, name).values
+        digest.update(name.encode())
+        if values is not None:
+            for begin in range(0, len(values), GROUP_ROWS):
+                digest.update(json.dumps(values[begin : begin + GROUP_ROWS].to_pylist()).encode())
+    return digest.hexdigest()[:16]
 
 
 class _Tally:

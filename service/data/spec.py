@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sparta.models.errors import ConfigError, DataError
-from sparta.service.config import Settings, edit, explain
+from sparta.service.config import Settings, Yaml, edit, explain
 
 ALL = "all"
 """Key of files that are split by a fraction."""
@@ -52,7 +52,7 @@ class SparseColumn(Settings):
     """Values with fewer training occurrences become id 0."""
     max_rows: int | None = Field(default=None, ge=2)
     """Rows of the table at most, id 0 included: the most frequent values are kept."""
-    hash: PositiveInt | None = None
+    hash: int | None = Field(default=None, gt=0, lt=2**31 - 1)
     """Number of hash buckets in place of a vocabulary; the table has one row more, id 0 for missing."""
     multi: bool = False
     """A list per sample: a list column, or text that is split at `separator`. Missing values are left out of a
@@ -223,7 +223,7 @@ def _builtin(name: str) -> dict[str, Any]:
 
 def _yaml(text: bytes, source: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Yaml)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source

@@ -96,7 +96,7 @@ COMMIT, WEIGHTS, METADATA = (f"checkpoints/*/{name}" for name in ("COMMIT", "*.d
 )
 def test_a_damaged_run(place: Path, damage: Callable[[Path], None], code: int, words: str) -> None:
     damage(place / "run")
-    said = refused(place, "evaluate", place / "run", code=code)
+    said = refused(place, "evaluate", place / "run", "--checkpoint", "best", code=code)
     assert words in said
 
 

@@ -25,7 +25,7 @@ def test_check_says_what_the_job_will_do(data: Path, job: Path) -> None:
     assert lines[0].endswith(f"6 tables with {60 * 9} weights")
     assert lines[0].startswith("toy: deepfm, ")
     assert lines[1] == f"data: {data}: train 2,000, valid 500, test 501 rows; labels click"
-    assert lines[2] == "training: 2 x 16 steps of 128 samples on 1 ranks"
+    assert lines[2] == "training: 32 steps, 16 an epoch, of 128 samples on 1 ranks"
     assert lines[3].startswith("plan: 6 table_wise; at most ")
     assert lines[3].endswith("KiB a rank")
     assert lines[4:] == ["ok"]

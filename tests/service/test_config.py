@@ -50,7 +50,7 @@ def test_an_override_edits_before_validation(job_file: Path) -> None:
         ("colour=red", "colour: unknown key; known: name, data"),
         ("optim.tables.name=adagard", "did you mean adagrad?"),
         ("optim.dense.name=adamm", "did you mean adam?"),
-        ("sharding.constraints.C3=[data_parallel]", "'data_parallel' is none of table_wise"),
+        ("sharding.constraints.C3=[data_parallel]", "data_parallel comes with the rows engine"),
         ("train.epochs=-1", "train.epochs: -1: input should be greater than 0"),
         ("model.embedding_dim=0", "model.embedding_dim: 0"),
         ("optim.tables.lr=.inf", "optim.tables.lr: inf"),

@@ -9,8 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sparta.models.batch import Batch
+from sparta.models.dnn import DNN
+from sparta.models.embedding import Embeddings, Inputs
 from sparta.models.errors import ConfigError
+from sparta.models.schema import load_schema
+from sparta.service.check import check
 from sparta.service.config import Job
+from sparta.service.data.prepare import prepare
+from sparta.service.data.spec import load_spec
 from sparta.service.predict import predict
 from sparta.service.run import RunDirectory
 from sparta.service.train import score, train, trained
@@ -24,15 +31,17 @@ def run_job(rank: int, ranks: int, job: Job, run: Path) -> dict[str, Any]:
         return train(job, RunDirectory(run), here)
 
 
-def run_evaluation(rank: int, ranks: int, run: Path, which: str, split: str) -> dict[str, Any]:
+def run_evaluation(rank: int, ranks: int, run: Path, which: str | None, split: str) -> dict[str, Any]:
     with world("cpu") as here:
-        job, schema, sharded = trained(RunDirectory(run), here, which)
+        job = RunDirectory(run).read_job()
+        schema, sharded = trained(RunDirectory(run), job, here, which)
         return dict(score(job, schema, sharded, here, split))
 
 
 def run_prediction(rank: int, ranks: int, run: Path, raw: Path, out: Path) -> int:
     with world("cpu") as here:
-        job, schema, sharded = trained(RunDirectory(run), here, "best")
+        job = RunDirectory(run).read_job()
+        schema, sharded = trained(RunDirectory(run), job, here)
         return predict(job, schema, sharded, here, raw, out)
 
 
@@ -231,3 +240,47 @@ def test_a_world_of_one_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> No
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.device"), world("cuda"):
         pass
+
+
+def test_a_run_is_not_scored_with_another_vocabulary(pool: Pool, tmp_path: Path) -> None:
+    """Prepared again from other rows the tables may have the same sizes, but ids mean other values."""
+    data = toys.write_dataset(tmp_path)
+    pool.run(1, run_job, toys.job_of(data, train={"max_steps": 2}), tmp_path / "run")
+    spec = load_spec(str(tmp_path / "raw" / "spec.yaml"), [])
+    prepare(spec, data, progress=False, overwrite=True)
+    pool.run(1, run_evaluation, tmp_path / "run", "last", "test")  # the same rows: the same dataset
+    pq.write_table(toys.raw_table(toys.ROWS["train"], 77), tmp_path / "raw" / "train.parquet")
+    before = load_schema(data)
+    assert prepare(spec, data, progress=False, overwrite=True).columns == before.columns
+    with pytest.raises(AssertionError, match="prepared anew"):
+        pool.run(1, run_evaluation, tmp_path / "run", "last", "test")
+    raw = tmp_path / "raw" / "test.parquet"
+    with pytest.raises(AssertionError, match="prepared anew"):
+        pool.run(1, run_prediction, tmp_path / "run", raw, tmp_path / "p.parquet")
+
+
+def test_without_early_stopping_evaluate_gives_the_result_too(pool: Pool, data: Path, tmp_path: Path) -> None:
+    job = toys.job_of(data, optim={"tables": {"name": "adagrad", "lr": 2.0}}, train={"epochs": 3})
+    result = pool.run(1, run_job, job, tmp_path / "run")[0]
+    again = pool.run(1, run_evaluation, tmp_path / "run", None, "test")[0]
+    assert result["weights"] == "last"
+    assert again["click"]["logloss"] == pytest.approx(result["eval"]["test"]["click"]["logloss"], abs=1e-6)
+
+
+class Apart(DNN):
+    """A model that keeps its first-order tables in a collection of their own."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(inputs, hidden=(8,))
+        self.first = Embeddings(inputs, deep=False, wide=True)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return super().forward(batch) + self.first(batch).wide().sum(1, keepdim=True)
+
+
+def test_a_model_may_keep_its_tables_in_several_places(pool: Pool, data: Path, tmp_path: Path) -> None:
+    model = {"name": "tests.service.test_train:Apart", "args": {}}
+    job = toys.job_of(data, model=model, train={"ranks": 2, "max_steps": 4})
+    assert "6 tables" in check(job)[0]
+    pool.run(2, run_job, job, tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 4
