@@ -1,10 +1,16 @@
 """`check`: does this job fit this dataset, on these ranks? In seconds, before anything starts."""
 
+import inspect
+import traceback
 from collections import Counter
 from pathlib import Path
 
 import torch
+from torchrec import KeyedJaggedTensor
 
+from sparta.models.batch import Batch, Slots
+from sparta.models.errors import ConfigError
+from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.config import Job
 from sparta.service.world import World, device_for
@@ -20,6 +26,7 @@ def check(job: Job) -> list[str]:
         SpartaError: the first thing that is wrong.
     """
     schema = build.schema(job)
+    check_forward(job, schema)
     model = build.model(job, schema)
     tables = tables_of(model)
     # A throw-away copy of the dense part's names is enough to try the optimizer's arguments.
@@ -43,6 +50,45 @@ def check(job: Job) -> list[str]:
         f"plan: {placements(plan)}; at most {human(max(plan.rank_bytes(r) for r in range(plan.ranks)))} a rank",
         "ok",
     ]
+
+
+def check_forward(job: Job, schema: Schema) -> None:
+    """Run the model once on three empty samples: a mistake in it shows here, not after the ranks have started.
+
+    Raises:
+        ConfigError: the model raises, or its logits have another shape than (samples, tasks).
+    """
+    small = schema.model_copy(
+        update={"sparse": tuple(f.model_copy(update={"rows": min(f.rows, 2)}) for f in schema.sparse)}
+    )
+    model = build.model(job, small).to_empty(device="cpu")
+    samples, tasks = 3, len(schema.labels)
+    empty = torch.zeros(samples * len(schema.sparse), dtype=torch.int64)
+    batch = Batch(
+        sparse=KeyedJaggedTensor([f.name for f in schema.sparse], empty[:0], lengths=empty),
+        dense=torch.zeros(samples, len(schema.dense)),
+        labels=torch.zeros(samples, tasks),
+        slots=Slots(seed=0, step=1, first=0, weights=torch.ones(samples)),
+    )
+    try:
+        found = tuple(model(batch).shape)
+    except Exception as error:  # whatever a user's own model raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(model)]
+        place = own[-1] if own else place
+        raise ConfigError(
+            f"model.name: {job.model.name} fails on {samples} samples at {place.filename}:{place.lineno} "
+            f"({type(error).__name__}: {error}); mend it"
+        ) from error
+    if found != (samples, tasks):
+        raise ConfigError(
+            f"model.name: {job.model.name} gives logits {found} for {samples} samples of {tasks} tasks; "
+            f"its forward must return (samples, tasks), here {(samples, tasks)}"
+        )
+
+
+def _file(model: torch.nn.Module) -> str | None:
+    return inspect.getsourcefile(type(model))
 
 
 def placements(plan: Plan) -> str:

@@ -1,9 +1,11 @@
 """`predict`: raw values in, probabilities out, through the dataset's vocabulary."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
@@ -12,6 +14,7 @@ from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.config import Job
 from sparta.service.data.prepare import encode_file
+from sparta.service.data.vocab import load_vocabulary
 from sparta.service.scoring import probabilities
 from sparta.service.world import World
 from sparta.sharding.shard import Sharded
@@ -63,7 +66,30 @@ def _check_free(out: Path) -> None:
 def _encode(dataset: Path, schema: Schema, raw: Path, scratch: Path) -> int:
     """Encode `raw` into the scratch folder as a split of its own; its rows."""
     shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted run
-    return encode_file(dataset, schema, raw, scratch / SPLIT)
+    rows = encode_file(dataset, schema, raw, scratch / SPLIT)
+    for note in strangers(dataset, schema, scratch / SPLIT):
+        print(f"note: {note}", file=sys.stderr)
+    return rows
+
+
+def strangers(dataset: Path, schema: Schema, split: Path) -> list[str]:
+    """A line for every feature of which most values are missing or unknown here, but were not in training."""
+    notes = []
+    for feature in schema.sparse:
+        ids = pq.read_table(split, columns=[feature.name]).column(0)
+        values = pc.list_flatten(ids) if feature.multi else ids
+        here = _share(pc.sum(pc.equal(values, 0)).as_py() or 0, len(values))
+        counts = load_vocabulary(dataset, feature.name).counts
+        there = _share(int(counts[0]), int(counts.sum()))
+        if here > 0.5 and here > 2 * there:
+            notes.append(
+                f"{feature.name}: {here:.0%} of the values are missing or unknown ({there:.0%} in training)"
+            )
+    return notes
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _join(scratch: Path, ranks: int, out: Path) -> None:

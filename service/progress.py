@@ -98,6 +98,8 @@ class Progress:
         """Show from now on the AUC of the latest evaluation, the mean of the tasks."""
         values = [value for task in metrics.values() if (value := task.get("auc")) is not None]
         self._validation = f"AUC {sum(values) / len(values):.4f}" if values else ""
+        if self._out is not None and self._bar is None and self._validation:
+            self._out.print(Text(f"valid  {self._validation}"), soft_wrap=True)
 
     def _eta(self, step: int) -> str:
         """Time left at the mean pace so far, evaluations included."""

@@ -19,7 +19,8 @@ _COLUMNS = {"auc": "AUC", "gauc": "GAUC", "logloss": "LogLoss", "ne": "NE", "cal
 
 def result_table(result: Mapping[str, Any], schema: Schema) -> RenderableType:
     """The content of `result.json` for people: metrics, speed and, for synthetic data, the attainable."""
-    return Group(scores_table(result["eval"], schema), Text(_speed(result)))
+    lines = [*([f"weights of {_best(result)}"] if result.get("weights") == "best" else []), _speed(result)]
+    return Group(scores_table(result["eval"], schema), *(Text(line) for line in lines))
 
 
 def scores_table(scores: Mapping[str, Scores], schema: Schema) -> RenderableType:
@@ -69,6 +70,11 @@ def _cell(name: str, metrics: Mapping[str, float | None]) -> str:
         return "-"
     error = metrics.get("auc_error") if name == "auc" else None
     return f"{value:.4f}" if error is None else f"{value:.4f} ±{error:.0e}"
+
+
+def _best(result: Mapping[str, Any]) -> str:
+    stopped = f"; stopped early at {result['steps']:,}" if result["stopped_early"] else ""
+    return f"step {result['best_step']:,}, the best on the valid split{stopped}"
 
 
 def _speed(result: Mapping[str, Any]) -> str:

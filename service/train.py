@@ -7,6 +7,7 @@ import torch
 
 from sparta.models.schema import Schema
 from sparta.service import build
+from sparta.service.check import check_forward
 from sparta.service.checkpoint import Checkpoints
 from sparta.service.config import Job
 from sparta.service.curves import draw
@@ -27,6 +28,7 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
     """
     world.once(run.check_free)
     schema = build.schema(job)
+    check_forward(job, schema)
     model = build.model(job, schema)
     plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
     loader = build.train_loader(job, schema, world)

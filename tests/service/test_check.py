@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from sparta.models.batch import Batch
+from sparta.models.dnn import DNN
+from sparta.models.errors import ConfigError
 from sparta.service.check import check
 from tests.service import toys
 from tests.service.refusal import refused, sparta
@@ -90,3 +94,29 @@ def test_a_saved_plan_is_the_one_a_run_uses(job: Path, tmp_path: Path) -> None:
     # The run keeps a plan of its own: it can be evaluated when the saved one is gone.
     saved.unlink()
     assert sparta("evaluate", tmp_path / "run")[0] == 0
+
+
+class Flat(DNN):
+    """Forgets the tasks."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return super().forward(batch).squeeze(1)
+
+
+class Broken(DNN):
+    """Misspells a module."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.embedings(batch)  # type: ignore[no-any-return]
+
+
+def test_a_model_of_ones_own_is_tried_before_anything_starts(data: Path) -> None:
+    for name, words in (("Flat", r"gives logits \(3,\)"), ("Broken", r"test_check\.py:\d+ \(AttributeError")):
+        job = toys.job_of(data, model={"name": f"tests.service.test_check:{name}", "args": {}})
+        with pytest.raises(ConfigError, match=words):
+            check(job)
+
+
+@pytest.mark.parametrize("name", ["dnn", "wide_deep", "pnn", "deepfm", "dcn", "dcn_v2", "dlrm"])
+def test_every_model_of_the_zoo_passes(data: Path, name: str) -> None:
+    assert check(toys.job_of(data, model={"name": name, "args": {}}))[-1] == "ok"

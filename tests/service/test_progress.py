@@ -33,7 +33,9 @@ def test_plain_lines_tell_everything_in_one_line() -> None:
         clock.now += 100
         progress.validated(VALID)
         progress.update(500, epoch=0, loss=0.41234, examples_per_second=123_456)
-    assert text.getvalue() == "step 500/2,000  epoch 0  loss 0.4123  123k ex/s  AUC 0.7000  ETA 5:00\n"
+    assert text.getvalue() == (
+        "valid  AUC 0.7000\nstep 500/2,000  epoch 0  loss 0.4123  123k ex/s  AUC 0.7000  ETA 5:00\n"
+    )
 
 
 def test_plain_lines_keep_their_distance_but_the_last_step_is_told() -> None:

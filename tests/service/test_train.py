@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,9 +17,9 @@ from sparta.models.errors import ConfigError
 from sparta.models.schema import load_schema
 from sparta.service.check import check
 from sparta.service.config import Job
-from sparta.service.data.prepare import prepare
+from sparta.service.data.prepare import encode_file, prepare
 from sparta.service.data.spec import load_spec
-from sparta.service.predict import predict
+from sparta.service.predict import predict, strangers
 from sparta.service.run import RunDirectory
 from sparta.service.train import score, train, trained
 from sparta.service.world import world
@@ -284,3 +285,18 @@ def test_a_model_may_keep_its_tables_in_several_places(pool: Pool, data: Path, t
     assert "6 tables" in check(job)[0]
     pool.run(2, run_job, job, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == 4
+
+
+def test_values_the_model_does_not_know_are_told(data: Path, tmp_path: Path) -> None:
+    raw = pq.read_table(data.parent / "raw" / "test.parquet")
+    schema = load_schema(data)
+    encode_file(data, schema, data.parent / "raw" / "test.parquet", tmp_path / "same")
+    assert strangers(data, schema, tmp_path / "same") == []
+    for name in ("colour", "tags"):
+        index = raw.column_names.index(name)
+        raw = raw.set_column(index, name, pa.array(["mauve"] * raw.num_rows))
+    pq.write_table(raw, tmp_path / "raw.parquet")
+    encode_file(data, schema, tmp_path / "raw.parquet", tmp_path / "strange")
+    assert strangers(data, schema, tmp_path / "strange") == [
+        f"{name}: 100% of the values are missing or unknown (0% in training)" for name in ("colour", "tags")
+    ]
