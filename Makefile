@@ -41,5 +41,10 @@ test: check
 demo: install
 	$(VENV)/bin/sparta demo
 
+# One JSON object a question; see benchmarks/README.md.
+bench: install
+	$(VENV)/bin/python benchmarks/loader.py
+	$(VENV)/bin/python benchmarks/prepare.py
+
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

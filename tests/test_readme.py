@@ -2,8 +2,8 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
 
 from sparta.launcher.cli import VERBS
@@ -35,13 +35,7 @@ def test_the_spec_and_the_job_are_accepted() -> None:
 
 
 def test_the_model_of_ones_own_runs() -> None:
-    from torch import nn
-
-    from sparta.models import Batch, Embeddings
-    from sparta.models.layers import MLP
-
-    names = {"nn": nn, "torch": torch, "Tensor": torch.Tensor, "Inputs": Inputs, "Batch": Batch}
-    names |= {"Embeddings": Embeddings, "MLP": MLP}
+    names: dict[str, Any] = {}
     (code,) = blocks("python")
     exec(code, names)
     schema = toys.toy_schema()
