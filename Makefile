@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install --quiet -r requirements.txt -r requirements-dev.txt
 	$(PIP) install --quiet --no-deps torchrec==1.8.0
+	rm -rf build/lib  # setuptools would ship modules that were deleted since
 	$(PIP) install --quiet --no-deps $(EDITABLE) .
 	touch $@
 

@@ -17,9 +17,6 @@ from sparta.models.embedding import WIDE, Table, padded
 from sparta.models.errors import ConfigError, PlanError
 from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
 
-_LATER = {"data_parallel": "comes with the rows engine"}
-
-
 def spelled_out(
     tables: Sequence[Table], constraints: Mapping[str, Sequence[str]]
 ) -> dict[str, Sequence[str]]:
@@ -34,9 +31,8 @@ def spelled_out(
             raise ConfigError(f"sharding.constraints.{name}: is empty; use {', '.join(SHARDING_TYPES)}")
         for kind in types:
             if kind not in SHARDING_TYPES:
-                why = _LATER.get(kind, "is not supported")
                 raise ConfigError(
-                    f"sharding.constraints.{name}: {kind!r} {why}; use {', '.join(SHARDING_TYPES)}"
+                    f"sharding.constraints.{name}: {kind!r} is not supported; use {', '.join(SHARDING_TYPES)}"
                 )
     asked = {}
     for name in names:

@@ -206,7 +206,7 @@ def flipped(data: Path) -> None:
     [
         (flipped, "row group 0: not readable as Parquet"),
         (table(poke("click", 17, 2.0)), "column 'click', row 17: label 2.0 is neither 0 nor 1"),
-        (table(poke("click", 17, None)), "column 'click', row 17: null must be filled"),
+        (table(poke("click", 17, None)), "column 'click', row 17: null is no value of a prepared column"),
         (table(poke("user", 3, 41)), "column 'user', row 3: id 41 is outside its table of 41 rows"),
         (table(poke("user", 3, -1)), "column 'user', row 3: id -1 is outside its table"),
         (table(poke("tags", 5, [1, 77])), "column 'tags', row 5: id 77 is outside its table of 6 rows"),

@@ -131,7 +131,7 @@ def test_rowwise_adagrad_is_not_split_by_columns_unless_asked() -> None:
     ("constraints", "error", "words"),
     [
         ({"T00": ["row_wise"]}, ConfigError, "no table 'T00'; did you mean 'T0'?"),
-        ({"T0": ["data_parallel"]}, ConfigError, "T0: 'data_parallel' comes with the rows engine"),
+        ({"T0": ["data_parallel"]}, ConfigError, "T0: 'data_parallel' is not supported"),
         ({"T0": ["grid_shard"]}, ConfigError, "T0: 'grid_shard' is not supported; use table_wise"),
         ({"T0": []}, ConfigError, "T0: is empty"),
         ({"T1": ["column_wise"]}, PlanError, "T1 has too few columns (4) for column_wise"),

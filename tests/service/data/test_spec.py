@@ -88,7 +88,7 @@ def test_base_is_overlaid_key_by_key(tmp_path: Path) -> None:
     assert spec.sparse["C1"].hash == 10
     assert spec.sparse["C2"].min_count == 3
     assert len(spec.sparse) == 26
-    assert spec.dense["I1"].transform == "log1p"
+    assert spec.dense["I1"].transform == "log1p_standardise"
 
 
 def test_bucketised_numbers_become_leading_categories() -> None:
