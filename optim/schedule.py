@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Decay = Literal["constant", "linear", "cosine", "exponential"]
 
-_UP = {"auc": True, "gauc": True, "logloss": False, "ne": False}
+_UP = {"auc": True, "gauc": True, "logloss": False}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Schedule:
 class _Patience:
     """Counts evaluations in a row without a gain of more than `min_delta` on the last gain.
 
-    AUC and GAUC gain upwards, LogLoss and NE downwards. NaN (a metric the rows do not define) is no gain.
+    AUC and GAUC gain upwards, LogLoss downwards. NaN (a metric the rows do not define) is no gain.
     """
 
     def __init__(self, metric: str, patience: int, min_delta: float) -> None:

@@ -25,13 +25,6 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
-def maximum(x: Tensor) -> Tensor:
-    """Largest entry over the ranks, element by element, in place."""
-    if ranks() > 1:
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
-
-
 def from_first(value: T) -> T:
     """Rank 0's value (anything picklable) on every rank."""
     if ranks() == 1:

@@ -6,6 +6,8 @@
 - Without a constraint, column_wise cuts at TorchRec's 128 columns or more; with one, into as many shards as
   there are ranks if the width allows, at least two, each a multiple of 4 wide.
 - Row-wise Adagrad is split by columns only where a constraint says so (see sharder.py).
+- A table is split by rows only where every rank gets some: FBGEMM's CPU kernels read past their memory for
+  a table without rows.
 - On CPU a table that is no large share of all stays whole: TorchRec's planner, whose costs are those of
   GPUs, would split the smallest by rows, and every rank would then pool and send every sample of it.
 """
@@ -15,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sparta.models.embedding import WIDE, Table, padded
 from sparta.models.errors import ConfigError, PlanError
+from sparta.sharding.record import rows_run_out
 from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
+
 
 def spelled_out(
     tables: Sequence[Table], constraints: Mapping[str, Sequence[str]]
@@ -46,13 +50,17 @@ def allowed_types(
     tables: Sequence[Table],
     constraints: Mapping[str, Sequence[str]],
     optimizers: Mapping[str, TableOptimizer],
+    *,
+    ranks: int,
+    local_ranks: int,
 ) -> dict[str, list[str]]:
     """Sharding types the planner may choose from, by table, in SHARDING_TYPES' order.
 
     Raises:
         ConfigError: a constraint on an unknown table or to an unknown sharding type.
-        PlanError: a table too narrow for column_wise, its only choice.
+        PlanError: a table too narrow for column_wise, or too short for rows on every rank, its only choice.
     """
+    parts = {"row_wise": ranks, "table_row_wise": local_ranks}
     asked = spelled_out(tables, constraints)
     allowed = {}
     for table in tables:
@@ -60,6 +68,13 @@ def allowed_types(
         narrow = column_width(table, ranks=1) is None
         if narrow or (optimizers[table.name].name == "rowwise_adagrad" and table.name not in asked):
             types = [kind for kind in types if kind != "column_wise"]
+        short = [kind for kind in types if rows_run_out(table.rows, parts.get(kind, 1))]
+        types = [kind for kind in types if kind not in short]
+        if short and not types:
+            raise PlanError(
+                f"sharding.constraints: table {table.name} has {table.rows} rows, too few for {short[0]} on "
+                f"{parts[short[0]]} ranks: one would hold none, which FBGEMM cannot; allow table_wise"
+            )
         if not types:
             if table.name in constraints or not table.name.endswith(WIDE):
                 raise PlanError(

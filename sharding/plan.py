@@ -65,7 +65,7 @@ def make_plan(
             f"{ranks} ranks are no whole number of nodes of {local_ranks}; every node needs as many"
         )
     engine = engine_for(tables, optimizers, device)
-    allowed = allowed_types(tables, constraints, optimizers)
+    allowed = allowed_types(tables, constraints, optimizers, ranks=ranks, local_ranks=local_ranks)
     asked = spelled_out(tables, constraints)
     received = received_bytes(tables, batch_size=batch_size, ranks=ranks)
     topology = _topology(ranks, local_ranks, device, max(1, (memory_bytes or _UNLIMITED) - received))

@@ -27,7 +27,6 @@ from sparta.models.schema import Record
 from sparta.sharding.estimate import ShardBytes
 from sparta.sharding.tables import collections_of
 
-FORMAT = 1
 ShardingName = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]
 
 
@@ -132,6 +131,10 @@ class Plan(Record):
                 f"the plan's table {table.name} is {mine.rows} x {mine.dim}, "
                 f"the model's is {table.rows} x {table.dim}; make a new plan"
             )
+        if any(start == stop for start, stop in (shard.rows for shard in mine.shards)):
+            raise PlanError(
+                f"the plan gives a rank no row of table {table.name}, which FBGEMM cannot hold; make a new plan"
+            )
         found = [(shard.rows, shard.columns) for shard in mine.shards]
         where = [shard.rank for shard in mine.shards]
         if any(rank >= self.ranks for rank in where):
@@ -199,6 +202,11 @@ class Plan(Record):
                 ]
             ),
         )
+
+
+def rows_run_out(rows: int, parts: int) -> bool:
+    """Whether TorchRec's blocks of ceil(rows / parts) leave the last part without a row."""
+    return (parts - 1) * -(-rows // parts) >= rows
 
 
 def windows(

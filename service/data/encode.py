@@ -144,7 +144,7 @@ def _without(texts: pa.Array, nothing: Iterable[str]) -> pa.Array:
 
 
 class Moments:
-    """Mean and deviation of a column, exact sums, so that no order or cut of the rows changes a bit.
+    """Mean and deviation of a column, exact sums, so that no cut of the rows into chunks changes a bit.
 
     Every float64 is an integer times a power of 2: the integers are summed per exponent. Squares are of
     the distance to the first value, which keeps their rounding harmless for large means.

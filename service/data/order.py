@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparta.models.errors import ConfigError
+from sparta.service.data.hashing import mix64
 
 _BITS = (1 << 64) - 1
 
@@ -141,17 +142,9 @@ class Order:
         """
         state = np.zeros(1, np.uint64)
         for number in (*self._key, *purpose):
-            state = _mix(state ^ np.uint64(number & _BITS))
+            state = mix64(state ^ np.uint64(number & _BITS))
         index = np.arange(rows, dtype=np.uint64)
         low = np.uint64((1 << rows.bit_length()) - 1)
-        keyed = (_mix(index ^ state) & ~low) | index
+        keyed = (mix64(index ^ state) & ~low) | index
         keyed.sort()
         return (keyed & low).astype(np.intp)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's step and finaliser (Steele et al., 2014), as in models/hashing.py but without torch."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparta.service.data.hashing import mix64
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -88,17 +90,9 @@ MOST_TAGS = 4
 _STREAMS = ("train", "valid", "test", "pilot")
 
 
-def _mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's step and finaliser (Steele et al., 2014), as models/hashing.py has it for torch."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _effects(key: np.uint64, values: Ints) -> Floats:
     """(n,) -> (1 + K, n) of (w, v), uniform with variance 1: 16-bit lanes of one hash."""
-    bits = _mix64(values.view(np.uint64) ^ key)
+    bits = mix64(values.view(np.uint64) ^ key)
     lanes = np.stack([(bits >> np.uint64(16 * lane)).astype(np.uint16) for lane in range(1 + K)])
     return (lanes.astype(np.float32) - np.float32(32767.5)) * np.float32(3**0.5 / 32768)
 
@@ -127,7 +121,7 @@ class Planted:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         fields = len(FIELDS) + 1 + len(COUNTS)
-        self.keys = _mix64(np.arange(fields, dtype=np.uint64) ^ _mix64(np.array([seed], dtype=np.uint64)))
+        self.keys = mix64(np.arange(fields, dtype=np.uint64) ^ mix64(np.array([seed], dtype=np.uint64)))
         self.dense_effects = DENSE * np.concatenate(
             [_effects(key, np.zeros(1, dtype=np.int64)) for key in self.keys[len(FIELDS) + 1 :]], axis=1
         )  # (1 + K, D)

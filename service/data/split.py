@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sparta.models.errors import DataError
 from sparta.models.schema import SPLITS
+from sparta.service.data.hashing import mix64
 from sparta.service.data.raw import Chunk, Kind, RawFile
 from sparta.service.data.spec import ALL, Fractions
-from sparta.service.data.vocab import mix64
 
 SAMPLE = 1 << 20
 """Rows the quantiles of a time split are taken from; beyond it fractions are right to about 0.001."""

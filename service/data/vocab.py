@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sparta.models.errors import DataError
+from sparta.service.data.hashing import mix64
 
 UInts = NDArray[np.uint64]
 Ids = NDArray[np.int32]
@@ -29,14 +30,6 @@ TEXT = pa.large_string()
 _PENDING = 1 << 17  # values that may wait to be merged, at least
 _META = b"sparta"
 _SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)  # digits of pi
-
-
-def mix64(x: UInts) -> UInts:
-    """SplitMix64's step and finaliser (Steele et al., 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def hashes(texts: pa.Array, seed: int = _SEEDS[0]) -> UInts:

@@ -76,7 +76,7 @@ def test_plateau_is_torchs(evaluations: list[float], patience: int, min_delta: f
 
 @given(values, st.booleans())
 def test_early_stop_keeps_the_first_best(evaluations: list[float], up: bool) -> None:
-    watch = EarlyStop(metric="gauc" if up else "ne", min_delta=0.05)
+    watch = EarlyStop(metric="gauc" if up else "logloss", min_delta=0.05)
     for step, value in enumerate(evaluations):
         watch.observe(value, step)
     known = [v for v in evaluations if not math.isnan(v)]

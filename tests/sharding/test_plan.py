@@ -12,7 +12,7 @@ from rich.console import Console
 from sparta.models.embedding import Table, padded
 from sparta.models.errors import ConfigError, PlanError
 from sparta.sharding.plan import format_plan, load_plan, make_plan
-from sparta.sharding.record import Plan
+from sparta.sharding.record import Plan, windows
 from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
 from tests.pool import Pool
 
@@ -143,6 +143,23 @@ def test_bad_constraints_are_refused_by_name(constraints, error, words: str) -> 
         plan(tables(8, 4), constraints)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "table_row_wise"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 9])
+def test_no_rank_is_given_a_shard_without_rows(rows: int, kind: str) -> None:
+    """FBGEMM's CPU backward reads past its memory for a table without rows."""
+    of = [Table("few", "few", rows, 8), Table("T0", "T0", 1000, 8)]
+    fits = all(
+        start < stop for (start, stop), _ in windows(kind, of[0], ranks=4, local_ranks=2, column_width=None)
+    )
+    found = plan(of, {"few": [kind, "table_wise"]}, ranks=4)
+    assert all(shard.rows[0] < shard.rows[1] for table in found.tables for shard in table.shards)
+    if fits:
+        plan(of, {"few": [kind]}, ranks=4)
+    else:
+        with pytest.raises(PlanError, match=f"few has {rows} rows, too few for {kind} on"):
+            plan(of, {"few": [kind]}, ranks=4)
 
 
 def test_eight_gpus_are_planned_for_without_one() -> None:

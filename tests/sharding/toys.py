@@ -29,7 +29,7 @@ SCHEMA = Schema(
         Feature(name="C1", rows=37),
         Feature(name="C2", rows=8),
         Feature(name="tags", rows=19, multi=True),
-        Feature(name="few", rows=3),  # fewer rows than ranks: a row-wise shard without rows
+        Feature(name="few", rows=7),  # on 4 ranks a row-wise shard of a single row
     ),
     labels=("y",),
     splits={"train": 1000},
