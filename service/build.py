@@ -19,9 +19,9 @@ from sparta.service.config import EarlyStopSettings, Job, TableSettings
 from sparta.service.data.loader import Loader
 from sparta.service.step import OnePass, Step
 from sparta.service.world import World
+from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import Plan, load_plan, make_plan
 from sparta.sharding.shard import Sharded, shard
-from sparta.sharding.sharder import TableOptimizer
 from sparta.sharding.tables import tables_of
 
 DENSE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

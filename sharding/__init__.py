@@ -6,7 +6,7 @@ from typing import Any
 _HOMES = {
     "Plan": "plan",
     "Sharded": "shard",
-    "TableOptimizer": "sharder",
+    "TableOptimizer": "engines",
     "load_plan": "plan",
     "make_plan": "plan",
     "shard": "shard",

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sparta.models.embedding import WIDE, Table, padded
 from sparta.models.errors import ConfigError, PlanError
+from sparta.sharding.engines import SHARDING_TYPES, TableOptimizer
 from sparta.sharding.record import rows_run_out
-from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
 
 
 def spelled_out(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparta.models.embedding import Table, padded
-from sparta.sharding.sharder import FLOAT_BYTES, Engine, TableOptimizer
+from sparta.sharding.engines import FLOAT_BYTES, Engine, TableOptimizer
 
 INDEX_BYTES = 8
 PASSES = 2  # a pooled value forward, its gradient backward

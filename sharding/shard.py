@@ -16,8 +16,9 @@ from sparta.models.embedding import table_name
 from sparta.models.errors import PlanError
 from sparta.models.hashing import fill_normal, key
 from sparta.sharding.collectives import from_first, ranks
+from sparta.sharding.engines import TableOptimizer, engine_for
 from sparta.sharding.record import Plan
-from sparta.sharding.sharder import Sharder, TableOptimizer, engine_for
+from sparta.sharding.sharder import Sharder
 from sparta.sharding.state import State, dense_tensors, load_into, local_shards, state_of
 from sparta.sharding.tables import collections_of, tables_of
 

@@ -89,7 +89,7 @@ def test_the_names_of_settings_are_those_of_what_they_set() -> None:
     from typing import get_args
 
     from sparta.service import build, config
-    from sparta.sharding.sharder import ENGINES, SHARDING_TYPES, Fbgemm
+    from sparta.sharding.engines import ENGINES, SHARDING_TYPES, Fbgemm
 
     assert set(get_args(config.DenseOptimizerName)) == set(build.DENSE_OPTIMIZERS)
     assert set(get_args(config.ShardingType)) == set(SHARDING_TYPES)

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from sparta.models.embedding import Table, padded
 from sparta.models.errors import ConfigError, PlanError
+from sparta.sharding.engines import SHARDING_TYPES, TableOptimizer
 from sparta.sharding.plan import format_plan, load_plan, make_plan
 from sparta.sharding.record import Plan, windows
-from sparta.sharding.sharder import SHARDING_TYPES, TableOptimizer
 from tests.pool import Pool
 
 GIB = 1 << 30
@@ -39,7 +39,7 @@ def plan(of: list[Table], constraints=None, *, ranks=2, optimizer="adagrad", mem
         device=device,
         batch_size=64,
         constraints=constraints or {},
-        optimizers={table.name: TableOptimizer(optimizer, 0.1) for table in of},
+        optimizers={table.name: TableOptimizer(optimizer, 0.1, engine="fbgemm") for table in of},
         memory_bytes=memory_bytes,
     )
 
@@ -52,7 +52,7 @@ def load(path: Path, of: list[Table], *, ranks=2, local_ranks=2, device="cpu", m
         local_ranks=local_ranks,
         device=device,
         batch_size=64,
-        optimizers={table.name: TableOptimizer("adagrad", 0.1) for table in of},
+        optimizers={table.name: TableOptimizer("adagrad", 0.1, engine="fbgemm") for table in of},
         memory_bytes=memory_bytes,
     )
 
@@ -77,7 +77,7 @@ def test_shards_tile_their_table(shapes, ranks, sharding) -> None:
         device="cpu",
         batch_size=8,
         constraints=asked,
-        optimizers={table.name: TableOptimizer("sgd", 0.1) for table in of},
+        optimizers={table.name: TableOptimizer("sgd", 0.1, engine="fbgemm") for table in of},
     )
     found.check(of, ranks=ranks[0])
     for table in of:

@@ -13,9 +13,9 @@ from sparta.models.embedding import Embeddings, Inputs
 from sparta.models.errors import PlanError
 from sparta.models.schema import Schema
 from sparta.sharding.collectives import gather, total
+from sparta.sharding.engines import SHARDING_TYPES
 from sparta.sharding.plan import make_plan
 from sparta.sharding.shard import Sharded, shard
-from sparta.sharding.sharder import SHARDING_TYPES
 from sparta.sharding.state import LogicalTable, local_shards
 from sparta.sharding.tables import tables_of
 from tests.pool import Pool

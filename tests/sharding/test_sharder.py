@@ -11,9 +11,9 @@ from sparta.models.batch import Batch, Slots
 from sparta.models.embedding import Embeddings, Inputs, Table, padded
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Feature, Schema
+from sparta.sharding.engines import ENGINES, TableOptimizer, engine_for
 from sparta.sharding.plan import make_plan
 from sparta.sharding.shard import Sharded, shard
-from sparta.sharding.sharder import ENGINES, TableOptimizer, engine_for
 from tests.pool import Pool
 from tests.sharding.test_shard import whole_tables
 

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from sparta.models.errors import DataError
-from sparta.sharding.sharder import SHARDING_TYPES
+from sparta.sharding.engines import SHARDING_TYPES
 from sparta.sharding.state import LogicalTable
 from tests.pool import Pool
 from tests.sharding import toys

@@ -16,8 +16,8 @@ from sparta.models.embedding import Embeddings, Inputs, Table, padded
 from sparta.models.hashing import fill_normal, key
 from sparta.models.loss import loss
 from sparta.models.schema import Feature, Schema
+from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import Plan, make_plan
-from sparta.sharding.sharder import TableOptimizer
 
 SEED = 5
 GLOBAL = 24
@@ -77,7 +77,7 @@ def global_loss(logits: Tensor, of: Batch, step: int, ranks: int) -> Tensor:
 
 
 def optimizers(tables: Sequence[Table], name: str, lr: float = 0.05) -> dict[str, TableOptimizer]:
-    return {table.name: TableOptimizer(name, lr) for table in tables}
+    return {table.name: TableOptimizer(name, lr, engine="fbgemm") for table in tables}
 
 
 MIXED = {"C1": "row_wise", "C2": "column_wise", "tags": "table_row_wise", "few": "table_wise"}

@@ -1,0 +1,1 @@
+"""Row kernels: sum, perturb, restore and step the touched rows of embedding tables. Names load on first use."""
