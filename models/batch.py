@@ -23,6 +23,8 @@ class Slots:
     """Position of this rank's first slot in the global batch."""
     weights: Tensor
     """(B,) float32 sample weights, 0 = padding."""
+    stride: int = 1
+    """Positions from one of this rank's slots to the next."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Batch:
             self.slots.step,
             self.slots.first,
             self.slots.weights.to(device, non_blocking=True),
+            self.slots.stride,
         )
         return Batch(
             self.sparse.to(device, non_blocking=True),
@@ -51,3 +54,27 @@ class Batch:
             self.labels.to(device, non_blocking=True),
             slots,
         )
+
+    def every(self, k: int) -> "Batch":
+        """The samples at positions 0, k, 2k, ... of the global batch that are in this rank's slots.
+
+        Which samples these are does not depend on the number of ranks, and every rank gets as many slots:
+        one that has a sample less gets a padding slot. Not for a batch that is such a share itself.
+        """
+        slots = self.slots
+        samples = len(slots.weights)
+        start = -slots.first % k
+        index = torch.arange(start, start + -(-samples // k) * k, k, device=slots.weights.device)
+        real = index < samples
+        index = index.clamp(max=max(0, samples - 1))
+        lengths_FB = self.sparse.lengths().view(len(self.sparse.keys()), samples)
+        taken_FB = torch.zeros_like(lengths_FB, dtype=torch.bool)
+        taken_FB[:, index[real]] = True
+        sparse = KeyedJaggedTensor(
+            keys=self.sparse.keys(),
+            values=self.sparse.values()[torch.repeat_interleave(taken_FB.view(-1), lengths_FB.view(-1))],
+            lengths=(lengths_FB[:, index] * real).view(-1),
+        )
+        weights = slots.weights[index] * real
+        share = Slots(slots.seed, slots.step, slots.first + start, weights, k)
+        return Batch(sparse, self.dense[index], self.labels[index], share)

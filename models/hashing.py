@@ -53,13 +53,19 @@ def _mix(x: int) -> int:
 
 
 def keep_mask(
-    probability: float, seed_key: int, first: int, rows: int, units: int, device: torch.device
+    probability: float,
+    seed_key: int,
+    first: int,
+    rows: int,
+    units: int,
+    device: torch.device,
+    stride: int = 1,
 ) -> Tensor:
-    """(rows, units) bool, True with `probability`; row r is position first + r of the global batch.
+    """(rows, units) bool, True with `probability`; row r is position first + r * stride of the global batch.
 
     One 32-bit hash decides two neighbouring units, so the probability is rounded to a multiple of 2^-16.
     """
-    position = torch.arange(first, first + rows, device=device)
+    position = torch.arange(first, first + rows * stride, stride, device=device)
     row_key = mix64(position ^ seed_key).to(torch.int32)
     unit_key = mix64(torch.arange(-(-units // 2), device=device) ^ ~seed_key).to(torch.int32)
     # MurmurHash3's 32-bit finaliser, in place: a fresh tensor per operation costs more than the arithmetic.

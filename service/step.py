@@ -1,7 +1,6 @@
 """One optimizer step on one global batch.
 
-The trainer takes any `Step`; which one is chosen once, when the job is built. The plain step is one
-forward and one backward pass, in which the fused tables step by themselves.
+The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
 from typing import Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 from sparta.models.batch import Batch
 from sparta.models.loss import loss
 from sparta.sharding.collectives import total
+from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded
 
 
@@ -26,29 +26,60 @@ class Step(Protocol):
         """Scale the learning rate of tables and dense parameters from the next step on."""
         ...
 
+    @property
+    def refused(self) -> int:
+        """Steps so far that left everything as it was, because something was not finite."""
+        ...
 
-class OnePass:
-    """Forward, backward, dense step.
 
-    The loss of W ranks is `W * sum_local(w l) / sum_global(w)`, because TorchRec and DDP divide gradients
-    by W: the step is that of the global batch's weighted mean, whatever W.
+class BatchLoss:
+    """This rank's part of a global batch's loss: `W * sum_local(w l) / sum_global(w)` on W ranks.
+
+    TorchRec and DDP divide gradients by W: the step is that of the batch's weighted mean, whatever W.
+    """
+
+    def __init__(self, sharded: Sharded, ranks: int) -> None:
+        self._sharded = sharded
+        self._ranks = ranks
+
+    def __call__(self, batch: Batch) -> Tensor:
+        weight = total(batch.slots.weights.sum())
+        return loss(self._sharded(batch), batch.labels, batch.slots.weights, weight, self._ranks)
+
+
+class DenseRate:
+    """The learning rates of a dense optimizer, as multiples of those it was made with."""
+
+    def __init__(self, dense: torch.optim.Optimizer) -> None:
+        self._groups = dense.param_groups
+        self._base = [group["lr"] for group in self._groups]
+
+    def set(self, factor: float) -> None:
+        for group, base in zip(self._groups, self._base, strict=True):
+            group["lr"] = base * factor
+
+
+class FusedStep:
+    """Engine fbgemm: forward, backward, in which the tables step by themselves, dense step.
 
     Args:
         clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
     """
+
+    refused = 0  # what backward has applied cannot be taken back
 
     def __init__(
         self, sharded: Sharded, dense: torch.optim.Optimizer, *, ranks: int, clip_norm: float | None = None
     ) -> None:
         self._sharded = sharded
         self._dense = dense
+        self._rate = DenseRate(dense)
+        self._loss = BatchLoss(sharded, ranks)
         self._ranks = ranks
         self._clip_norm = clip_norm
-        self._base_lrs = [group["lr"] for group in dense.param_groups]
 
     def __call__(self, batch: Batch) -> Tensor:
-        weight = total(batch.slots.weights.sum())
-        value = loss(self._sharded(batch), batch.labels, batch.slots.weights, weight, self._ranks)
+        value = self._loss(batch)
         self._dense.zero_grad()
         torch.autograd.backward(value)
         if self._clip_norm is not None:
@@ -57,6 +88,40 @@ class OnePass:
         return value.detach() / self._ranks
 
     def set_lr(self, factor: float) -> None:
-        for group, base in zip(self._dense.param_groups, self._base_lrs, strict=True):
-            group["lr"] = base * factor
+        self._rate.set(factor)
         self._sharded.set_table_lr(factor)
+
+
+class RowStep:
+    """Engine rows: one pass or two, tables and dense parameters in the end.
+
+    Args:
+        rows: takes the step, given the loss.
+        every: the first pass sees every so-manieth sample of the global batch.
+    """
+
+    def __init__(
+        self, sharded: Sharded, dense: torch.optim.Optimizer, rows: RowsStep, *, ranks: int, every: int = 1
+    ) -> None:
+        self._rows = rows
+        self._rate = DenseRate(dense)
+        self._loss = BatchLoss(sharded, ranks)
+        self._ranks = ranks
+        self._every = every
+
+    @property
+    def refused(self) -> int:
+        return self._rows.refused
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self._every == 1:
+            value = self._rows(lambda: self._loss(batch))
+        else:
+            self._rows.tables.arrive(batch.sparse)
+            share = batch.every(self._every)
+            value = self._rows(lambda: self._loss(batch), lambda: self._loss(share))
+        return value / self._ranks
+
+    def set_lr(self, factor: float) -> None:
+        self._rate.set(factor)
+        self._rows.tables.set_lr(factor)

@@ -178,7 +178,7 @@ class Rows:
     def equip(
         self, parameter: nn.Parameter, table: Table, optimizer: TableOptimizer, *, whole_rows: bool
     ) -> None:
-        hand_over(parameter, {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.0})
+        """Nothing: the sharder of rows/ binds every table to its learner."""
 
 
 def hand_over(parameter: nn.Parameter, settings: Mapping[str, Any]) -> None:

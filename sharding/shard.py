@@ -16,8 +16,10 @@ from sparta.models.embedding import table_name
 from sparta.models.errors import PlanError
 from sparta.models.hashing import fill_normal, key
 from sparta.sharding.collectives import from_first, ranks
-from sparta.sharding.engines import TableOptimizer, engine_for
+from sparta.sharding.engines import ENGINES, TableOptimizer, engine_for
 from sparta.sharding.record import Plan
+from sparta.sharding.rows.learner import Learning
+from sparta.sharding.rows.sharder import RowsSharder
 from sparta.sharding.sharder import Sharder
 from sparta.sharding.state import State, dense_tensors, load_into, local_shards, state_of
 from sparta.sharding.tables import collections_of, tables_of
@@ -28,7 +30,8 @@ class Sharded:
 
     def __init__(self, module: DistributedModelParallel, plan: Plan) -> None:
         self.module = module
-        """Call it on a Batch for logits; its backward also steps the tables."""
+        """Call it on a Batch for logits. With engine fbgemm its backward also steps the tables, with engine
+        rows a `RowsStep` does."""
         self.plan = plan
         self._groups: list[dict[str, Any]] = module.fused_optimizer.param_groups
         self._lrs = [group["lr"] for group in self._groups]
@@ -48,7 +51,7 @@ class Sharded:
         return dense_tensors(self.model)[0]
 
     def set_table_lr(self, scale: float) -> None:
-        """Let every table learn at `scale` times its own rate from the next backward on."""
+        """Engine fbgemm: let every table learn at `scale` times its own rate from the next backward on."""
         for group, lr in zip(self._groups, self._lrs, strict=True):
             group["lr"] = lr * scale
         # A fused optimizer's step only hands its rate to the kernel; backward does the rest.
@@ -75,6 +78,7 @@ def shard(
     seed: int,
     init_std: float = 1e-4,
     init_stds: Mapping[str, float] | None = None,
+    row_counts: Mapping[str, Tensor] | None = None,
 ) -> Sharded:
     """Spread `model` over the ranks of the default process group; it must not be used unsharded after.
 
@@ -82,6 +86,7 @@ def shard(
         plan: rank 0's is used on every rank.
         optimizers: one a table.
         init_std: of the initial table weights; `init_stds` has exceptions by table name.
+        row_counts: (rows,) int64 occurrences in the training set, of tables with frequency "dataset".
 
     Raises:
         ConfigError: tables TorchRec cannot hold, or an optimizer the engine refuses.
@@ -102,6 +107,11 @@ def shard(
         )
     engine = engine_for(tables, optimizers, device.type)
     by_name = {table.name: table for table in tables}
+
+    def learning(name: str) -> Learning:
+        table = by_name[table_name(name)]
+        return Learning(optimizers[table.name], table.dim, seed, (row_counts or {}).get(table.name))
+
     for _, collection in collections_of(model):
         for config in collection.embedding_bag_configs():
             table = by_name[table_name(config.name)]
@@ -109,8 +119,8 @@ def shard(
             parameter = collection.embedding_bags[config.name].weight
             engine.equip(parameter, table, optimizers[table.name], whole_rows=whole)
             config.init_fn = _leave
-    placed = plan.torchrec(model)
-    module = DistributedModelParallel(model, device=device, plan=placed, sharders=[Sharder(engine)])
+    sharder = RowsSharder(learning) if engine is ENGINES["rows"] else Sharder(engine)
+    module = DistributedModelParallel(model, device=device, plan=plan.torchrec(model), sharders=[sharder])
     sharded = Sharded(module, plan)
     with torch.no_grad():
         for name, row, column, weights in local_shards(sharded.model):

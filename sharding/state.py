@@ -44,11 +44,18 @@ class LogicalTable(Tensor):
     """
 
     windows: list[Window]
+    copies: list[Window]
+    """Further windows here on what `windows` covers: nobody stores them, but they are filled too."""
 
     @staticmethod
-    def __new__(cls, rows: int, dim: int, windows: Sequence[Window]) -> "LogicalTable":
-        made: LogicalTable = Tensor._make_wrapper_subclass(cls, (rows, dim), dtype=torch.float32)
-        made.windows = [window for window in windows if window.values.numel()]
+    def __new__(
+        cls, rows: int, dim: int, windows: Sequence[Window], dtype: torch.dtype = torch.float32
+    ) -> "LogicalTable":
+        made: LogicalTable = Tensor._make_wrapper_subclass(cls, (rows, dim), dtype=dtype)
+        held = [window for window in windows if window.values.numel()]
+        firsts = {window.offsets: window for window in reversed(held)}
+        made.windows = [window for window in held if firsts[window.offsets] is window]
+        made.copies = [window for window in held if firsts[window.offsets] is not window]
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -61,11 +68,6 @@ class LogicalTable(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LogicalTable({tuple(self.shape)}, {len(self.windows)} windows here)"
-
-    def snapshot(self) -> "LogicalTable":
-        """A copy that the next step does not change."""
-        copies = [Window(w.row, w.column, w.values.clone()) for w in self.windows]
-        return LogicalTable(self.shape[0], self.shape[1], copies)
 
     def fill_from(self, name: str, other: Tensor) -> None:
         """Take the values of a table in the same windows, or of a whole tensor.
@@ -87,6 +89,9 @@ class LogicalTable(Tensor):
             else:
                 raise DataError(f"{name} was taken under another plan; save and load it with a checkpoint")
             window.values.copy_(source)
+        held = {window.offsets: window.values for window in self.windows}
+        for copy in self.copies:
+            copy.values.copy_(held[copy.offsets])
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         return [
@@ -123,13 +128,14 @@ def sharded_collections(module: nn.Module) -> Iterator[tuple[str, ShardedEmbeddi
 
 
 def local_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor]]:
-    """(table, first row, first column, live weights with padding) of every shard on this rank."""
+    """(table, first row, first column, live weights with padding) of every shard or replica on this rank."""
     for _, collection in sharded_collections(module):
-        for key, tensor in collection.state_dict().items():
-            name = table_name(key.removeprefix("embedding_bags.").removesuffix(".weight"))
-            for shard in tensor.local_shards():
-                row, column = shard.metadata.shard_offsets
-                yield name, row, column, shard.tensor.detach()
+        for lookup in collection._lookups:
+            for bag in lookup._emb_modules:
+                weights = bag.split_embedding_weights()
+                for table, shard in zip(bag.config.embedding_tables, weights, strict=True):
+                    row, column = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
+                    yield table_name(table.name), row, column, shard.detach()
 
 
 def logical_tables(module: nn.Module, plan: Plan) -> dict[str, LogicalTable]:

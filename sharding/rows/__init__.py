@@ -1,0 +1,1 @@
+"""The `rows` engine: TorchRec's sharded tables, stepped by our row kernels."""

@@ -1,0 +1,262 @@
+"""Four small subclasses that put our row kernels into TorchRec: bag <- lookup <- collection <- sharder.
+
+TorchRec places the tables and moves ids and pooled rows; FBGEMM looks the rows up, outside autograd. The
+backward pass of a bag only notes the gradient of its pooled output (`Call.pooled`): nothing is applied inside
+backward, because norms, frequencies and the agreement that all is finite need every gradient first.
+
+The ids of a batch travel once: a collection keeps what arrived and takes it again when its forward is called
+with the same KeyedJaggedTensor, as the second pass of a step does.
+"""
+
+# F = features of a bag, B = samples, C = pooled columns
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
+from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
+from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, KJTList
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
+
+from sparta.optim.rows.group import Bags
+from sparta.sharding.rows.call import Call
+from sparta.sharding.rows.learner import Learner, Learning
+from sparta.sharding.rows.replicas import ReplicaCall
+
+
+class _Noted(torch.autograd.Function):
+    """The pooled rows of a call; backward notes their gradient there."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, weights: Tensor | None, pooled: Tensor, call: Call) -> Tensor:
+        ctx.call = call
+        return pooled.view_as(pooled)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None, None]:  # type: ignore[override]
+        call: Call = ctx.call
+        if call.pooled is not None:
+            raise RuntimeError(
+                "two backward passes without a step between them; the rows engine keeps one gradient"
+            )
+        call.pooled = gradient.contiguous()
+        return (
+            None,
+            call.learner.weight_gradient(call.bags, call.pooled) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
+
+
+class _Bag:
+    """What the two kinds of bag share; `emb_module` and `config` are TorchRec's."""
+
+    learner: Learner
+    anchor: Tensor
+    """A leaf that needs a gradient, so that autograd comes by; it never gets one."""
+    emb_module: nn.Module
+    config: GroupedEmbeddingConfig
+
+    def bind(self, learning: Mapping[str, Learning], replicated: bool) -> None:
+        """Give every table its way of learning, by TorchRec's table name."""
+        self.learner = Learner.of(self.config, self.emb_module, learning, replicated=replicated)
+        self.anchor = torch.zeros((), device=self.learner.group.weights.device, requires_grad=True)
+
+    def call(self, features: KeyedJaggedTensor) -> Call:
+        weights = features.weights_or_none() if self.config.is_weighted else None
+        bags = Bags(
+            features.values().long(), features.offsets().long(), None if weights is None else weights.detach()
+        )
+        return ReplicaCall(self.learner, bags) if self.learner.replicated else Call(self.learner, bags)
+
+    def look_up(self, call: Call, weights: Tensor | None) -> Tensor:
+        """(B, C) pooled rows."""
+        with torch.no_grad():
+            bags = call.bags
+            pooled: Tensor = self.emb_module(
+                indices=bags.ids, offsets=bags.offsets, per_sample_weights=bags.weights
+            )
+        if not torch.is_grad_enabled():
+            return pooled
+        return _Noted.apply(self.anchor, weights, pooled, call)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class FusedBag(_Bag, BatchedFusedEmbeddingBag):  # type: ignore[misc]
+    """Tables, or shards of them, that live on this rank."""
+
+
+class ReplicaBag(_Bag, BatchedDenseEmbeddingBag):  # type: ignore[misc]
+    """data_parallel tables: whole on every rank."""
+
+
+class Lookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]
+    """The bags of one kind of sharding."""
+
+    def _create_embedding_kernel(
+        self,
+        config: GroupedEmbeddingConfig,
+        device: torch.device | None,
+        pg: dist.ProcessGroup | None,
+        sharding_type: ShardingType | None,
+        env: ShardingEnv | None,
+    ) -> nn.Module:
+        if sharding_type == ShardingType.DATA_PARALLEL:
+            return ReplicaBag(config=config, pg=pg, device=device, sharding_type=sharding_type)
+        return FusedBag(config=config, pg=pg, device=device, sharding_type=sharding_type, env=env)
+
+    @property
+    def module(self) -> "Lookup":
+        """TorchRec takes data_parallel lookups out of a DistributedDataParallel, which ours need not."""
+        return self
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What a backward pass that only wants the tables' gradients goes to."""
+        return [bag.anchor for bag in self._emb_modules] or [self._dummy_embs_tensor]
+
+    def calls(self, features: KeyedJaggedTensor) -> list[Call]:
+        """The ids of each bag."""
+        if not self._emb_modules:
+            return []
+        if features.variable_stride_per_key():
+            raise ValueError(
+                "the rows engine takes one batch size for all features, this KeyedJaggedTensor has several; "
+                "use engine fbgemm"
+            )
+        parts = features.split(self._feature_splits)
+        return [bag.call(part) for bag, part in zip(self._emb_modules, parts, strict=True)]
+
+    def forward(self, features: KeyedJaggedTensor, calls: list[Call] | None = None) -> Tensor:
+        calls = self.calls(features) if calls is None else calls
+        if not calls:
+            return self._dummy_embs_tensor.view(features.stride(), 0)
+        weights = features.weights_or_none()
+        if weights is not None and weights.requires_grad:
+            parts = weights.split([len(call.bags.ids) for call in calls])
+            # The gradient of ids that travelled is divided by the ranks on its way; that of these is not.
+            factor = self._scale_gradient_factor
+            weighted: list[Tensor | None] = [_Scaled.apply(part, factor) for part in parts]  # type: ignore[no-untyped-call]
+        else:
+            weighted = [None] * len(calls)
+        pooled = [
+            bag.look_up(call, weight)
+            for bag, call, weight in zip(self._emb_modules, calls, weighted, strict=True)
+        ]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+@dataclass(eq=False)
+class Arrived:
+    """A batch that has reached the ranks which hold its rows."""
+
+    sparse: KeyedJaggedTensor
+    """As the model was given it; its identity is the key."""
+    context: Any
+    features: KJTList
+    calls: list[list[Call]]
+    """By lookup, by bag."""
+
+
+class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
+    """A sharded EmbeddingBagCollection whose rows our kernels step."""
+
+    def __init__(
+        self,
+        module: EmbeddingBagCollection,
+        params: Mapping[str, ParameterSharding],
+        *,
+        learning: Mapping[str, Learning],
+        **settings: Any,
+    ) -> None:
+        super().__init__(module=module, table_name_to_parameter_sharding=dict(params), **settings)
+        self.learning = dict(learning)
+        self._arrived: dict[int, Arrived] = {}
+        for kind, lookup in zip(self._sharding_types, self._lookups, strict=True):
+            for bag in lookup._emb_modules:
+                bag.bind(learning, kind == ShardingType.DATA_PARALLEL.value)
+
+    def _create_lookups(self) -> None:
+        for kind, sharding in zip(self._sharding_types, self._embedding_shardings, strict=True):
+            # Node-wise shardings keep the groups of every rank, the others only ours.
+            by_rank = getattr(sharding, "_grouped_embedding_configs_per_rank", None)
+            configs = by_rank[self._env.rank] if by_rank is not None else sharding._grouped_embedding_configs
+            replicated = kind == ShardingType.DATA_PARALLEL.value
+            self._lookups.append(
+                Lookup(
+                    grouped_configs=configs,
+                    pg=self._env.process_group,
+                    device=self._device,
+                    scale_weight_gradients=not replicated,
+                    sharding_type=ShardingType(kind),
+                    env=self._env,
+                )
+            )
+
+    def init_data_parallel(self) -> None:
+        """No DistributedDataParallel: replicas share gradients by row (replicas.py). They start equal."""
+        for kind, lookup in zip(self._sharding_types, self._lookups, strict=True):
+            if kind == ShardingType.DATA_PARALLEL.value and self._env.world_size > 1:
+                for bag in lookup._emb_modules:
+                    dist.broadcast(bag.emb_module.weights.data, src=0, group=self._env.process_group)
+
+    def arrive(self, sparse: KeyedJaggedTensor) -> Arrived:
+        """Send the ids to where their rows are, unless this very batch is there already."""
+        found = self._arrived.get(id(sparse))
+        if found is None:
+            context = self.create_context()
+            features = self.input_dist(context, sparse).wait().wait()
+            calls = [lookup.calls(part) for lookup, part in zip(self._lookups, features, strict=True)]
+            found = self._arrived[id(sparse)] = Arrived(sparse, context, features, calls)
+        return found
+
+    def calls(self, batch: int) -> list[Call]:
+        """The calls of the batch that arrived first (0) or last (-1) in this step; none if none arrived."""
+        arrived = list(self._arrived.values())
+        return [call for calls in arrived[batch].calls for call in calls] if arrived else []
+
+    def forget(self) -> None:
+        """Drop what arrived; a step is over."""
+        self._arrived.clear()
+
+    def learners(self) -> list[Learner]:
+        return [bag.learner for lookup in self._lookups for bag in lookup._emb_modules]
+
+    def leaves(self) -> list[Tensor]:
+        """See `Lookup.leaves`."""
+        return [leaf for lookup in self._lookups for leaf in lookup.leaves]
+
+    def forward(self, sparse: KeyedJaggedTensor) -> Any:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(sparse)
+        arrived = self.arrive(sparse)
+        pooled = [
+            lookup(features, calls)
+            for lookup, features, calls in zip(self._lookups, arrived.features, arrived.calls, strict=True)
+        ]
+        return self.output_dist(arrived.context, pooled)
+
+
+def row_collections(module: nn.Module) -> Iterator[RowsCollection]:
+    """The collections of a sharded model that our kernels step, in the model's order."""
+    for child in module.modules():
+        if isinstance(child, RowsCollection):
+            yield child

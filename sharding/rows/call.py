@@ -1,0 +1,45 @@
+"""One batch's ids at one bag, and what a step finds out about them."""
+
+# B = samples, C = pooled columns, u = touched rows
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sparta.optim.rows.group import Bags, Sum, Touched
+from sparta.sharding.rows.learner import Learner
+
+
+@dataclass(eq=False)
+class Call:
+    """See the module."""
+
+    learner: Learner
+    bags: Bags
+    pooled: Tensor | None = None
+    """(B, C) gradient of the last pass; None until its backward came by."""
+
+    @cached_property
+    def touched(self) -> Touched:
+        """The rows of the batch, each once; found at most once a step."""
+        return self.learner.kernels.touch(self.learner.group, self.bags, self.learner.stamps)
+
+    def reduce(self, *, ascending: bool) -> Sum:
+        """The gradient of each touched row, from the pooled one, which is given up."""
+        return self._reduced(self.touched, ascending=ascending)
+
+    def _reduced(self, touched: Touched, *, ascending: bool) -> Sum:
+        learner = self.learner
+        pooled, self.pooled = self._gradient(), None
+        return learner.kernels.reduce(
+            learner.group, self.bags, touched, pooled, learner.eta if ascending else None
+        )
+
+    def _gradient(self) -> Tensor:
+        if self.pooled is not None:
+            return self.pooled
+        group = self.learner.group  # no loss depended on it
+        samples = (len(self.bags.offsets) - 1) // sum(shape.features for shape in group.shapes)
+        return torch.zeros(samples, group.columns, device=group.weights.device)

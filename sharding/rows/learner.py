@@ -1,0 +1,261 @@
+"""The learning of one bag's tables: settings, frequencies, the state of the base optimizers, one pass after another.
+
+A learner knows one rank's shards of the tables of a group. What needs other bags or other ranks (the largest
+frequency, norms over tables, sums over column shards) it gives to and takes from tables.py as plain vectors.
+"""
+
+# T = tables of the group, u = touched rows
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torch import Tensor
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
+
+from sparta.models.embedding import table_name
+from sparta.models.hashing import key
+from sparta.optim.rows import kernels_for
+from sparta.optim.rows.group import BASES, Group, Kernels, Rates, Shape, Slots, Sum, Touched
+from sparta.sharding.engines import TableOptimizer
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How one table learns, and what of it is padding."""
+
+    optimizer: TableOptimizer
+    dim: int
+    """Logical columns of the whole table."""
+    seed: int = 0
+    """Of the stochastic rounding of weights below float32."""
+    counts: Tensor | None = None
+    """(rows,) int64 occurrences in the training set, for `frequency="dataset"`."""
+
+
+@dataclass(eq=False)
+class Pass:
+    """The touched rows of a batch with what a pass found."""
+
+    touched: Touched
+    sum: Sum
+
+
+class Learner:
+    """See the module; made by `of`."""
+
+    def __init__(
+        self,
+        names: list[str],
+        learning: list[Learning],
+        group: Group,
+        kernels: Kernels,
+        *,
+        replicated: bool,
+    ) -> None:
+        device = group.weights.device
+        self.names = names
+        """Of the T tables; a table whose columns are split may stand here several times."""
+        self.learning = learning
+        self.group = group
+        self.kernels = kernels
+        self.replicated = replicated
+        rows = group.rows
+        optimizers = [one.optimizer for one in learning]
+        self.stamps = torch.zeros(rows, dtype=torch.int32, device=device)
+        counted = any(optimizer.rule == "helen" for optimizer in optimizers)
+        self.counts = torch.zeros(rows, dtype=torch.int64, device=device) if counted else None
+        bases = {optimizer.steps_by for optimizer in optimizers}
+        adam = "adam" in bases
+        self.slots = Slots(
+            first=torch.zeros(group.elements, device=device) if adam else None,
+            second=torch.zeros(group.elements, device=device) if adam else None,
+            sums=torch.zeros(rows, device=device) if "rowwise_adagrad" in bases else None,
+        )
+        self._rowwise = "rowwise_adagrad" in bases
+
+        def vector(values: list[Any], dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        self._lr = vector([optimizer.lr for optimizer in optimizers])
+        self.rates = Rates(
+            base=vector([BASES.index(optimizer.steps_by) for optimizer in optimizers], torch.int64),
+            lr=self._lr.clone(),
+            eps=vector([optimizer.eps for optimizer in optimizers]),
+            betas=vector([optimizer.betas for optimizer in optimizers]),
+        )
+        self._dims = vector([one.dim for one in learning])
+        # Without a rule the radius is 0, and a row of radius 0 keeps its bits; SAM and ASAM know no frequency.
+        self._rho = vector([optimizer.rho if optimizer.rule else 0.0 for optimizer in optimizers])
+        self._xi = vector([optimizer.xi if optimizer.rule == "helen" else 1.0 for optimizer in optimizers])
+        etas = [optimizer.eta if optimizer.rule == "asam" else -1.0 for optimizer in optimizers]
+        self.eta = vector(etas) if max(etas) >= 0 else None
+        self.counting = [optimizer.rule == "helen" for optimizer in optimizers]
+        frequencies = [optimizer.frequency for optimizer in optimizers]
+        self.ascends = any(optimizer.rule for optimizer in optimizers)
+        for table, one in enumerate(learning):
+            if self.counting[table] and one.optimizer.frequency == "dataset":
+                self._take_dataset_counts(table, one)
+        self._any_of_batch = any(c and f == "batch" for c, f in zip(self.counting, frequencies, strict=True))
+        self._of_batch = vector(
+            [c and f == "batch" for c, f in zip(self.counting, frequencies, strict=True)], torch.bool
+        )
+        self._advances = vector(
+            [c and f != "dataset" for c, f in zip(self.counting, frequencies, strict=True)], torch.bool
+        )
+        self._left_out = self._rows_left_out(device)
+
+    @classmethod
+    def of(
+        cls,
+        config: GroupedEmbeddingConfig,
+        lookup: Any,
+        learning: Mapping[str, Learning],
+        *,
+        replicated: bool,
+    ) -> "Learner":
+        """The learner of the tables that an FBGEMM lookup module holds."""
+        shapes, origins, ways, names = [], [], [], []
+        for table in config.embedding_tables:
+            way = learning[table.name]
+            row, column = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
+            dim = max(0, min(way.dim - column, table.local_cols))
+            shapes.append(Shape(table.local_rows, dim, table.local_cols, table.num_features()))
+            origins.append((row, column))
+            ways.append(way)
+            names.append(table_name(table.name))
+        weights = flat_weights(lookup)
+        group = Group(
+            tuple(shapes),
+            weights,
+            mean=lookup.pooling_mode == PoolingMode.MEAN,
+            keys=tuple(key(way.seed, "round", name) for way, name in zip(ways, names, strict=True)),
+            origins=tuple(origins),
+        )
+        return cls(names, ways, group, kernels_for(weights.device), replicated=replicated)
+
+    # --- frequencies -------------------------------------------------------------------------------------
+
+    def count(self, touched: Touched) -> Tensor:
+        """Add a batch's occurrences; (T,) the largest frequency among its rows, 0 where nothing is counted."""
+        best = torch.zeros(len(self.names), dtype=torch.int64, device=self.group.weights.device)
+        if self.counts is None:
+            return best
+        new = touched.counts * self._advances[touched.tables]
+        self.counts.index_add_(0, touched.rows, new)
+        seen = self.counts[touched.rows]
+        if self._left_out is not None:
+            seen = seen.masked_fill(torch.isin(touched.rows, self._left_out), 0)
+        return best.scatter_reduce_(0, touched.tables, seen, "amax")
+
+    def settle(self, touched: Touched, *, kept: bool) -> None:
+        """End the step of a batch: take back counts that were only its own, or all of it if it was refused."""
+        if self.counts is None or (kept and not self._any_of_batch):
+            return
+        back = self._of_batch if kept else self._advances
+        self.counts.index_add_(0, touched.rows, touched.counts * back[touched.tables], alpha=-1)
+
+    def largest(self) -> Tensor:
+        """(T,) the largest frequency of each table's rows here, from all of them."""
+        found = torch.zeros(len(self.names), dtype=torch.int64, device=self.group.weights.device)
+        for table, (count, _) in enumerate(self._best(table) for table in range(len(self.names))):
+            found[table] = count
+        return found
+
+    def most_frequent(self) -> dict[str, tuple[int, int]]:
+        """The largest frequency of each table's rows here and the first row that has it; none where none counts."""
+        found: dict[str, tuple[int, int]] = {}
+        for table, name in enumerate(self.names):
+            if self.counting[table]:
+                count, row = self._best(table)
+                found[name] = count, row + self.group.origins[table][0]
+        return found
+
+    def _best(self, table: int) -> tuple[int, int]:
+        rows = self.group.shapes[table].rows
+        if self.counts is None or not self.counting[table] or not rows:
+            return 0, 0
+        first = int(self.group.layout.first_row[table])
+        counts = self.counts[first : first + rows]
+        if self._left_out is not None and bool((self._left_out == first).any()):
+            counts = counts.clone()
+            counts[0] = 0
+        count = counts.max()
+        return int(count), int((counts == count).nonzero()[0])
+
+    def _take_dataset_counts(self, table: int, one: Learning) -> None:
+        if one.counts is None:
+            raise ValueError(f"table {self.names[table]}: frequency dataset needs the training set's counts")
+        assert self.counts is not None
+        first, rows = int(self.group.layout.first_row[table]), self.group.shapes[table].rows
+        begin = self.group.origins[table][0]
+        self.counts[first : first + rows] = one.counts[begin : begin + rows].to(self.counts.device)
+
+    def _rows_left_out(self, device: torch.device) -> Tensor | None:
+        """Linear numbers of the rows of id 0 that must not set N*."""
+        rows = [
+            int(self.group.layout.first_row[table])
+            for table, one in enumerate(self.learning)
+            if self.counting[table]
+            and not one.optimizer.count_missing
+            and self.group.origins[table][0] == 0
+            and self.group.shapes[table].rows
+        ]
+        return torch.tensor(rows, dtype=torch.int64, device=device) if rows else None
+
+    # --- passes ------------------------------------------------------------------------------------------
+
+    def squares_by_table(self, one: Pass) -> Tensor:
+        """(T,) float64 sums of `squares`."""
+        sums = torch.zeros(len(self.names), dtype=torch.float64, device=one.sum.squares.device)
+        return sums.index_add_(0, one.touched.tables, one.sum.squares)
+
+    def scale(self, one: Pass, largest: Tensor, norms: Tensor) -> Tensor:
+        """(u,) factor of each row's gradient in its perturbation: radius / norm, 0 where the norm is 0.
+
+        Args:
+            largest: (T,) int64 N*.
+            norms: (T,) float64 norm over more than the row, negative where the row's own is meant.
+        """
+        tables = one.touched.tables
+        radius = self._rho[tables]
+        if self.counts is not None:
+            # Only a row of id 0 that is left out of N* can have more than that.
+            share = (self.counts[one.touched.rows] / largest.clamp(min=1)[tables]).clamp(max=1.0)
+            radius = radius * torch.maximum(share, self._xi[tables])
+        norm = norms[tables]
+        norm = torch.where(norm < 0, one.sum.squares.sqrt(), norm)
+        return torch.where(norm == 0, 0.0, radius / norm)
+
+    def perturb(self, one: Pass, scale: Tensor, *, step: int) -> Tensor:
+        return self.kernels.perturb(self.group, one.touched, one.sum.gradient, scale, self.eta, step=step)
+
+    def restore(self, touched: Touched, saved: Tensor) -> None:
+        self.kernels.restore(self.group, touched, saved)
+
+    def step(self, one: Pass, saved: Tensor | None, *, step: int) -> None:
+        means = one.sum.squares / self._dims[one.touched.tables] if self._rowwise else None
+        self.kernels.step(
+            self.group, one.touched, one.sum.gradient, means, saved, self.rates, self.slots, step=step
+        )
+
+    def set_lr(self, factor: float) -> None:
+        """Let every table learn at `factor` times its own rate."""
+        torch.mul(self._lr, factor, out=self.rates.lr)
+
+
+def flat_weights(lookup: Any) -> Tensor:
+    """The one buffer in which an FBGEMM lookup module holds all its tables, in their order."""
+    tables: list[Tensor] = lookup.split_embedding_weights()
+    total = sum(table.numel() for table in tables)
+    for name in ("weights_dev", "weights_host", "weights"):
+        buffer = getattr(lookup, name, None)
+        if isinstance(buffer, Tensor) and buffer.numel() >= total > 0:
+            return buffer.detach().view(-1)
+    if total == 0:
+        return torch.empty(0, device=tables[0].device if tables else None)
+    raise ValueError(
+        "the tables are in unified memory, which the rows engine cannot step; use compute kernel fused"
+    )

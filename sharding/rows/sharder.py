@@ -1,0 +1,53 @@
+"""The sharder of the rows engine."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding, ShardingEnv
+
+from sparta.optim.rows.group import BASES
+from sparta.sharding.engines import ENGINES, hand_over
+from sparta.sharding.rows.bags import RowsCollection
+from sparta.sharding.rows.learner import Learning
+from sparta.sharding.sharder import Sharder
+
+
+class RowsSharder(Sharder):
+    """Shards EmbeddingBagCollections so that our kernels step their rows.
+
+    Args:
+        learning: how a table learns, from its name in TorchRec.
+    """
+
+    def __init__(self, learning: Callable[[str], Learning]) -> None:
+        super().__init__(ENGINES["rows"])
+        self._learning = learning
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: Mapping[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> RowsCollection:
+        learning = {}
+        for config in module.embedding_bag_configs():
+            parameter = module.embedding_bags[config.name].weight
+            way = learning[config.name] = self._learning(config.name)
+            # FBGEMM only looks rows up: of its optimizers SGD keeps no state. TorchRec puts tables of one
+            # learning rate, which nobody reads, into one group, and a group's tables share our state.
+            kind = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")
+            hand_over(parameter, {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": float(kind)})
+        return RowsCollection(
+            module,
+            params,
+            learning=learning,
+            env=env,
+            fused_params=self.fused_params,
+            device=device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+        )

@@ -1,0 +1,140 @@
+"""One optimizer step on a model whose tables the rows engine steps: one pass, or two.
+
+The first pass finds the gradient at w, by which the rows (and, if asked for, the dense parameters) move uphill
+to w + epsilon; the second finds the gradient there, and from the restored w the base optimizers step with it.
+Samples, ids and dropout masks of the two passes are the same. The loss reported, and batch norm's running
+averages, are those of the first pass, unless that saw a share of the batch only. Where a loss or a gradient is
+not finite on any rank, nothing changes on any of them.
+
+Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process oracle.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparta.optim.passes import Passes
+from sparta.sharding.rows.dense import DenseAscent, Rule
+from sparta.sharding.rows.tables import RowTables
+from sparta.sharding.state import dense_tensors
+
+
+class RowsStep:
+    """Trains the tables and the dense parameters of one model.
+
+    Args:
+        module: the sharded model.
+        dense: optimizer of everything that is not in a table; None if nothing is.
+        perturb_dense: the rule by which the dense parameters ascend too; None for tables only.
+        rho: the dense radius.
+        eta: ASAM's constant for the dense part.
+        ascend_every: ascend in steps whose number divides by it; the other steps are plain.
+        clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dense: torch.optim.Optimizer | None,
+        *,
+        perturb_dense: Rule | None = None,
+        rho: float = 0.01,
+        eta: float = 0.01,
+        ascend_every: int = 1,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.tables = RowTables(module)
+        self.refused = 0
+        """Steps left out because something was not finite."""
+        self._module = module
+        self._optimizer = dense
+        parameters, buffers = dense_tensors(module)
+        self._parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._buffers = list(buffers.values())
+        self._wrapped = [child for child in module.modules() if isinstance(child, DistributedDataParallel)]
+        self._dense = DenseAscent(self._parameters, perturb_dense, rho=rho, eta=eta)
+        self._ascends = bool(self.tables.rules or perturb_dense)
+        self._every = ascend_every
+        self._clip_norm = clip_norm
+
+    def __call__(self, forward: Callable[[], Tensor], share: Callable[[], Tensor] | None = None) -> Tensor:
+        """Take one step; this rank's loss, a detached scalar. Collective.
+
+        Args:
+            forward: the loss of this rank's samples, such that the batch's loss is the mean over the ranks.
+            share: the same of a share of the samples, for the first pass; the whole batch must have arrived
+                (`arrive`).
+        """
+        buffers = [buffer.clone() for buffer in self._buffers]
+        finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
+        ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
+        with Passes(self._module) as passes:
+            if ascending:
+                with passes.first(averages=share is None):
+                    first, finite = self._ascend(share or forward)
+            with passes.second(averages=not ascending or share is not None):
+                last = self._backward(forward, tables_only=False)
+        if not ascending:
+            self.tables.count()
+        found = self.tables.reduce(0, ascending=False)
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = finite & last.isfinite() & norm.isfinite() & self.tables.finite(found)
+        self._dense.restore()
+        if self.tables.agree(finite):
+            if self._clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(self._parameters.values()), self._clip_norm, norm)
+            if self._optimizer is not None:
+                self._optimizer.step()
+            self.tables.step(found)
+        else:
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(before)
+            self.tables.refuse()
+            self.refused += 1
+        return first if ascending and share is None else last
+
+    def _ascend(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Pass 1 and what follows from it: (loss, whether all was finite)."""
+        loss = self._backward(forward, tables_only=self._dense.rule is None)
+        self.tables.count()
+        passes = self.tables.reduce(-1, ascending=True)
+        finite = loss.isfinite() & self.tables.finite(passes)
+        if self._dense.rule is None:
+            self.tables.perturb(passes, {})
+        else:
+            square = self._dense.square()
+            finite &= square.isfinite()
+            shared = self.tables.perturb(passes, {self._dense.rule: square})
+            self._dense.perturb(shared.get(self._dense.rule, square.sqrt()))
+        return loss, finite
+
+    def _backward(self, forward: Callable[[], Tensor], *, tables_only: bool) -> Tensor:
+        if tables_only:
+            with self._without_dense_gradients():
+                loss = forward()
+                torch.autograd.backward(loss, inputs=self.tables.leaves())
+        else:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            loss = forward()
+            torch.autograd.backward(loss)
+        return loss.detach()
+
+    @contextmanager
+    def _without_dense_gradients(self) -> Iterator[None]:
+        """Keep DistributedDataParallel from waiting for gradients that nobody computes."""
+        static = [wrapped.static_graph for wrapped in self._wrapped]
+        with ExitStack() as stack:
+            for wrapped in self._wrapped:
+                # The graph it takes for static is that of the other passes, and no_sync does not switch that off.
+                wrapped.static_graph = False
+                stack.enter_context(wrapped.no_sync())
+            try:
+                yield
+            finally:
+                for wrapped, was in zip(self._wrapped, static, strict=True):
+                    wrapped.static_graph = was
