@@ -3,6 +3,7 @@
 The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,11 +16,19 @@ from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded
 
 
+def nothing() -> None:
+    """What there is to do meanwhile, by default."""
+
+
 class Step(Protocol):
     """What the trainer needs of a step."""
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Train on the batch; this rank's share of the global batch's loss, a detached scalar."""
+    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
+        """Train on the batch; this rank's share of the global batch's loss, a detached scalar.
+
+        Args:
+            meanwhile: called when the passes are under way, to prepare what comes next.
+        """
         ...
 
     def set_lr(self, factor: float) -> None:
@@ -78,10 +87,11 @@ class FusedStep:
         self._ranks = ranks
         self._clip_norm = clip_norm
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
         value = self._loss(batch)
         self._dense.zero_grad()
         torch.autograd.backward(value)
+        meanwhile()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._sharded.dense_parameters().values(), self._clip_norm)
         self._dense.step()
@@ -113,13 +123,13 @@ class RowStep:
     def refused(self) -> int:
         return self._rows.refused
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
         if self._every == 1:
-            value = self._rows(lambda: self._loss(batch))
+            value = self._rows(lambda: self._loss(batch), meanwhile=meanwhile)
         else:
             self._rows.tables.arrive(batch.sparse)
             share = batch.every(self._every)
-            value = self._rows(lambda: self._loss(batch), lambda: self._loss(share))
+            value = self._rows(lambda: self._loss(batch), lambda: self._loss(share), meanwhile)
         return value / self._ranks
 
     def set_lr(self, factor: float) -> None:

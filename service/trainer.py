@@ -15,6 +15,7 @@ from sparta.optim.schedule import EarlyStop, Plateau, Schedule
 from sparta.service.checkpoint import Checkpoints
 from sparta.service.data.loader import Loader
 from sparta.service.history import History
+from sparta.service.prefetch import Prefetcher
 from sparta.service.progress import Progress
 from sparta.service.report import Scores
 from sparta.service.step import Step
@@ -92,10 +93,16 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the last step or until validation stops improving; leave the last weights on disk."""
         steps, stop = 0, False
-        for batch in self._batches():
+        batches = Prefetcher(self._batches(), self._world.device, self._sharded.row_collections)
+        for batch in batches:
             steps = batch.slots.step
             self._step.set_lr(self._lr_factor(steps))
-            self._meter.add(self._step(batch.to(self._world.device)), batch)
+            self._meter.add(self._step(batch, batches.ahead), batch)
+            if self._step.refused:
+                raise DataError(
+                    f"step {steps}: the loss or a gradient is not finite, so the weights are those before it; lower "
+                    "optim.tables.lr and optim.dense.lr, or look for wild values in the dense columns"
+                )
             due = self._evaluation_due(steps)
             if due or steps % self._log_every == 0:
                 self._log(steps)

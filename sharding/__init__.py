@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "HelenSharder": "helen",
     "Plan": "plan",
+    "RowsStep": "rows.step",
     "Sharded": "shard",
     "TableOptimizer": "engines",
     "load_plan": "plan",
@@ -12,7 +14,7 @@ _HOMES = {
     "shard": "shard",
 }
 
-__all__ = ["Plan", "Sharded", "TableOptimizer", "load_plan", "make_plan", "shard"]
+__all__ = ["HelenSharder", "Plan", "RowsStep", "Sharded", "TableOptimizer", "load_plan", "make_plan", "shard"]
 
 
 def __getattr__(name: str) -> Any:

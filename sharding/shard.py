@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
 
@@ -18,6 +19,7 @@ from sparta.models.hashing import fill_normal, key
 from sparta.sharding.collectives import from_first, ranks
 from sparta.sharding.engines import ENGINES, TableOptimizer, engine_for
 from sparta.sharding.record import Plan
+from sparta.sharding.rows.bags import RowsCollection, row_collections
 from sparta.sharding.rows.learner import Learning
 from sparta.sharding.rows.sharder import RowsSharder
 from sparta.sharding.sharder import Sharder
@@ -45,6 +47,11 @@ class Sharded:
         """The user's model without wrappers; its tables are sharded."""
         model: nn.Module = self.module.module
         return model
+
+    @property
+    def row_collections(self) -> list[RowsCollection]:
+        """The collections that engine rows steps; none with engine fbgemm."""
+        return list(row_collections(self.model))
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """What a dense optimizer steps, by name in the user's model."""
@@ -108,8 +115,8 @@ def shard(
     engine = engine_for(tables, optimizers, device.type)
     by_name = {table.name: table for table in tables}
 
-    def learning(name: str) -> Learning:
-        table = by_name[table_name(name)]
+    def learning(config: EmbeddingBagConfig) -> Learning:
+        table = by_name[table_name(config.name)]
         return Learning(optimizers[table.name], table.dim, seed, (row_counts or {}).get(table.name))
 
     for _, collection in collections_of(model):

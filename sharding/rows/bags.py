@@ -39,19 +39,17 @@ class _Noted(torch.autograd.Function):
         return pooled.view_as(pooled)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None, None]:
         call: Call = ctx.call
         if call.pooled is not None:
             raise RuntimeError(
                 "two backward passes without a step between them; the rows engine keeps one gradient"
             )
         call.pooled = gradient.contiguous()
-        return (
-            None,
-            call.learner.weight_gradient(call.bags, call.pooled) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-        )
+        of_weights = None
+        if ctx.needs_input_grad[1]:
+            of_weights = call.learner.kernels.weight_gradient(call.learner.group, call.bags, call.pooled)
+        return None, of_weights, None, None
 
 
 class _Bag:
@@ -160,7 +158,7 @@ class _Scaled(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None
 
 
@@ -185,10 +183,12 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         params: Mapping[str, ParameterSharding],
         *,
         learning: Mapping[str, Learning],
+        named: frozenset[str] = frozenset(),
         **settings: Any,
     ) -> None:
         super().__init__(module=module, table_name_to_parameter_sharding=dict(params), **settings)
         self.learning = dict(learning)
+        self.named = named
         self._arrived: dict[int, Arrived] = {}
         for kind, lookup in zip(self._sharding_types, self._lookups, strict=True):
             for bag in lookup._emb_modules:
@@ -218,15 +218,22 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
                 for bag in lookup._emb_modules:
                     dist.broadcast(bag.emb_module.weights.data, src=0, group=self._env.process_group)
 
+    def send(self, sparse: KeyedJaggedTensor) -> Arrived:
+        """Send the ids of a batch to where their rows are; collective."""
+        context = self.create_context()
+        features = self.input_dist(context, sparse).wait().wait()
+        calls = [lookup.calls(part) for lookup, part in zip(self._lookups, features, strict=True)]
+        return Arrived(sparse, context, features, calls)
+
+    def accept(self, arrived: Arrived) -> None:
+        """Have a batch ready for the forward that is given it."""
+        self._arrived[id(arrived.sparse)] = arrived
+
     def arrive(self, sparse: KeyedJaggedTensor) -> Arrived:
-        """Send the ids to where their rows are, unless this very batch is there already."""
-        found = self._arrived.get(id(sparse))
-        if found is None:
-            context = self.create_context()
-            features = self.input_dist(context, sparse).wait().wait()
-            calls = [lookup.calls(part) for lookup, part in zip(self._lookups, features, strict=True)]
-            found = self._arrived[id(sparse)] = Arrived(sparse, context, features, calls)
-        return found
+        """`send` and `accept`, unless this very batch is here already."""
+        if id(sparse) not in self._arrived:
+            self.accept(self.send(sparse))
+        return self._arrived[id(sparse)]
 
     def calls(self, batch: int) -> list[Call]:
         """The calls of the batch that arrived first (0) or last (-1) in this step; none if none arrived."""

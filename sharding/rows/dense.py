@@ -41,7 +41,7 @@ class DenseAscent:
         scale = torch.where(norm == 0, 0.0, self._rho / norm)
         self._saved = [parameter.detach().clone() for parameter in self._parameters.values()]
         for name, parameter in self._parameters.items():
-            parameter += (scale * self._scaled(name, parameter, 2)).to(parameter.dtype)
+            parameter.add_((scale * self._scaled(name, parameter, 2)).to(parameter.dtype))
 
     @torch.no_grad()
     def restore(self) -> None:

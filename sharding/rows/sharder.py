@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torchrec import EmbeddingBagCollection
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
 
 from sparta.optim.rows.group import BASES
@@ -18,12 +18,16 @@ class RowsSharder(Sharder):
     """Shards EmbeddingBagCollections so that our kernels step their rows.
 
     Args:
-        learning: how a table learns, from its name in TorchRec.
+        learning: how a table learns.
+        named: tables that were given settings of their own; a model without one of them is refused.
     """
 
-    def __init__(self, learning: Callable[[str], Learning]) -> None:
+    def __init__(
+        self, learning: Callable[[EmbeddingBagConfig], Learning], *, named: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(ENGINES["rows"])
         self._learning = learning
+        self._named = named
 
     def shard(
         self,
@@ -36,7 +40,7 @@ class RowsSharder(Sharder):
         learning = {}
         for config in module.embedding_bag_configs():
             parameter = module.embedding_bags[config.name].weight
-            way = learning[config.name] = self._learning(config.name)
+            way = learning[config.name] = self._learning(config)
             # FBGEMM only looks rows up: of its optimizers SGD keeps no state. TorchRec puts tables of one
             # learning rate, which nobody reads, into one group, and a group's tables share our state.
             kind = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")
@@ -45,6 +49,7 @@ class RowsSharder(Sharder):
             module,
             params,
             learning=learning,
+            named=self._named,
             env=env,
             fused_params=self.fused_params,
             device=device,

@@ -47,7 +47,7 @@ class SplitTables:
                     total(joined)
                 else:
                     dist.all_reduce(joined, group=group)
-            for of_table, whole in zip(shards, joined.split([len(s[0]) for s in shards]), strict=True):
+            for of_table, whole in zip(shards, torch.split(joined, [len(s[0]) for s in shards]), strict=True):
                 for part in of_table:
                     part.copy_(whole)
 

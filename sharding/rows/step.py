@@ -10,13 +10,13 @@ Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparta.optim.passes import Passes
+from sparta.optim.passes import frozen_averages, randomness
 from sparta.sharding.rows.dense import DenseAscent, Rule
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import dense_tensors
@@ -60,23 +60,30 @@ class RowsStep:
         self._every = ascend_every
         self._clip_norm = clip_norm
 
-    def __call__(self, forward: Callable[[], Tensor], share: Callable[[], Tensor] | None = None) -> Tensor:
+    def __call__(
+        self,
+        forward: Callable[[], Tensor],
+        share: Callable[[], Tensor] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """Take one step; this rank's loss, a detached scalar. Collective.
 
         Args:
             forward: the loss of this rank's samples, such that the batch's loss is the mean over the ranks.
             share: the same of a share of the samples, for the first pass; the whole batch must have arrived
-                (`arrive`).
+                (`RowTables.arrive`).
+            meanwhile: called when the passes are under way and before anybody waits for their outcome.
         """
         buffers = [buffer.clone() for buffer in self._buffers]
         finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
         ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
-        with Passes(self._module) as passes:
-            if ascending:
-                with passes.first(averages=share is None):
-                    first, finite = self._ascend(share or forward)
-            with passes.second(averages=not ascending or share is not None):
-                last = self._backward(forward, tables_only=False)
+        replay = randomness()
+        if ascending:
+            with nullcontext() if share is None else frozen_averages(self._module):
+                first, finite = self._ascend(share or forward)
+            replay()
+        with frozen_averages(self._module) if ascending and share is None else nullcontext():
+            last = self._backward(forward, tables_only=False)
         if not ascending:
             self.tables.count()
         found = self.tables.reduce(0, ascending=False)
@@ -84,6 +91,7 @@ class RowsStep:
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = finite & last.isfinite() & norm.isfinite() & self.tables.finite(found)
         self._dense.restore()
+        meanwhile()
         if self.tables.agree(finite):
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(list(self._parameters.values()), self._clip_norm, norm)

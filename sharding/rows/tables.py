@@ -9,6 +9,7 @@ not grow with the tables.
 # K = logical tables of the model in the order of their names, T = tables of one bag, u = touched rows
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.types import ShardingType
 
 from sparta.models.embedding import table_name
+from sparta.models.errors import ConfigError
 from sparta.sharding.collectives import gather, rank, ranks, total
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows.bags import RowsCollection, row_collections
@@ -37,6 +39,10 @@ class RowTables:
 
     def __init__(self, module: nn.Module) -> None:
         self.collections: list[RowsCollection] = list(row_collections(module))
+        if not self.collections:
+            raise ConfigError(
+                "the model has no table of the rows engine; shard it with HelenSharder or engine rows"
+            )
         self.learners: list[Learner] = [learner for one in self.collections for learner in one.learners()]
         self.steps = 0
         """Steps taken; a refused one is none."""
@@ -50,6 +56,12 @@ class RowTables:
         }
         """Rows and logical columns of whole tables."""
         self.names = sorted(self.optimizers)
+        for name in sorted({name for one in self.collections for name in one.named} - set(self.names)):
+            near = get_close_matches(name, self.names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(self.names[:20])}"
+            raise ConfigError(
+                f"the sharder has settings for table {name!r}, which the model does not have{hint}"
+            )
         self.device = next((one._device for one in self.collections if one._device), torch.device("cpu"))
         places = {name: place for place, name in enumerate(self.names)}
         self._places = {
