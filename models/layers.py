@@ -28,7 +28,7 @@ class Dropout(nn.Module):
             return x_BU
         keep = 1 - self.probability
         seed_key = key(slots.seed, slots.step, "dropout", self.layer)
-        mask = keep_mask(keep, seed_key, slots.first, *x_BU.shape, x_BU.device, slots.stride)
+        mask = keep_mask(keep, seed_key, slots.first, len(x_BU), x_BU.shape[1], x_BU.device, slots.stride)
         # Float first: float times bool is not vectorised.
         return x_BU * mask.to(x_BU.dtype).mul_(1 / keep)
 
