@@ -1,0 +1,158 @@
+"""What a step costs: Helen and its cheaper settings against the plain step of the same engine, and that against FBGEMM's.
+
+DeepFM, 39 categorical fields of dim 16 with their 1-wide twins, MLP 3 x 400, batch 4096, Zipf ids, one process.
+All settings take turns on the same batches, so that whatever else the machine does hits all alike; prints one
+JSON object: median milliseconds, ratios within the run, growth with the rows of the tables, machine.
+
+    python benchmarks/helen_step.py [--steps 30] [--rows 1000000]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torchrec import KeyedJaggedTensor
+
+from sparta.models.batch import Batch, Slots
+from sparta.models.deepfm import DeepFM
+from sparta.models.embedding import Inputs
+from sparta.models.schema import Feature, Schema
+from sparta.service.step import FusedStep, RowStep, Step
+from sparta.sharding.engines import TableOptimizer
+from sparta.sharding.plan import make_plan
+from sparta.sharding.quiet import silence
+from sparta.sharding.rows.step import RowsStep
+from sparta.sharding.shard import shard
+
+FIELDS, DIM, HIDDEN = 39, 16, (400, 400, 400)
+RATE = 1e-3
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "fbgemm rowwise_adagrad": {"name": "rowwise_adagrad", "engine": "fbgemm"},
+    "rows rowwise_adagrad": {"name": "rowwise_adagrad"},
+    "adam": {"name": "adam"},
+    "helen": {"name": "helen"},
+    "helen, ascend_every 2": {"name": "helen", "rho": 0.02, "every": 2},
+    "helen, ascend_every 4": {"name": "helen", "rho": 0.02, "every": 4},
+    "helen, ascend_fraction 1/4": {"name": "helen", "share": 4},
+    "helen, perturb_dense": {"name": "helen", "dense": "helen"},
+    "sam": {"name": "sam", "dense": "sam"},
+}
+
+
+def trainer(setting: dict[str, object], rows: int, batch: int) -> Step:
+    """A model with its step; every one starts from the same weights."""
+    schema = Schema(
+        sparse=tuple(Feature(name=f"C{i}", rows=max(2, rows // FIELDS)) for i in range(1, FIELDS + 1)),
+        labels=("label",),
+        splits={"train": batch},
+    )
+    torch.manual_seed(1)
+    model = DeepFM(Inputs(schema, DIM), hidden=HIDDEN)
+    tables = model.embeddings.specs
+    known = {key: value for key, value in setting.items() if key in ("name", "engine", "rho")}
+    optimizers = {table.name: TableOptimizer(lr=RATE, **known) for table in tables}  # type: ignore[arg-type]
+    cpu = torch.device("cpu")
+    plan = make_plan(
+        tables, ranks=1, local_ranks=1, device="cpu", batch_size=batch, constraints={}, optimizers=optimizers
+    )
+    sharded = shard(model, plan, optimizers=optimizers, device=cpu, seed=1)
+    dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE)
+    if setting.get("engine") == "fbgemm":
+        return FusedStep(sharded, dense, ranks=1)
+    rule, every = setting.get("dense"), setting.get("every", 1)
+    step = RowsStep(sharded.module, dense, perturb_dense=rule, ascend_every=every)  # type: ignore[arg-type]
+    return RowStep(sharded, dense, step, ranks=1, every=setting.get("share", 1))  # type: ignore[arg-type]
+
+
+def batches(rows: int, batch: int, count: int) -> list[Batch]:
+    """Global batches of Zipf ids."""
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(count):
+        ids = np.minimum(rng.zipf(1.2, FIELDS * batch) - 1, max(2, rows // FIELDS) - 1).astype(np.int64)
+        sparse = KeyedJaggedTensor(
+            keys=[f"C{i}" for i in range(1, FIELDS + 1)],
+            values=torch.from_numpy(ids),
+            lengths=torch.ones(FIELDS * batch, dtype=torch.int32),
+        )
+        labels = torch.from_numpy(rng.integers(0, 2, (batch, 1)).astype(np.float32))
+        made.append(Batch(sparse, torch.zeros(batch, 0), labels, Slots(1, number + 1, 0, torch.ones(batch))))
+    return made
+
+
+def measure(steps: dict[str, Step], given: list[Batch], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of a cycle of 4 steps / 4, by setting, in turns; a cycle holds whole periods of `every`."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for number in range(4):
+                step(given[(4 * turn + number) % len(given)])
+            if turn:  # the first warms up
+                taken[name].append((time.perf_counter() - began) * 1e3 / 4)
+    return taken
+
+
+def ratio(taken: dict[str, list[float]], of: str, to: str) -> float:
+    """Median of the ratios of neighbouring cycles."""
+    return round(statistics.median(a / b for a, b in zip(taken[of], taken[to], strict=True)), 3)
+
+
+def growth(rounds: int, batch: int) -> dict[str, float]:
+    """How the default Helen's step grows from 100k to 10M rows, and adam's."""
+    found = {}
+    for name in ("adam", "helen"):
+        small, large = 100_000, 10_000_000
+        steps = {str(rows): trainer(SETTINGS[name], rows, batch) for rows in (small, large)}
+        # The same ids in both, so that only the size of the tables differs.
+        given = batches(small, batch, 8)
+        found[name] = ratio(measure(steps, given, rounds), str(large), str(small))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    silence()
+    torch.set_num_threads(options.threads)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        steps = {name: trainer(setting, options.rows, options.batch) for name, setting in SETTINGS.items()}
+        taken = measure(steps, batches(options.rows, options.batch, 16), options.rounds)
+        del steps
+        report = {
+            "milliseconds": {name: round(statistics.median(ms), 1) for name, ms in taken.items()},
+            "to_adam": {name: ratio(taken, name, "adam") for name in SETTINGS},
+            "rows_to_fbgemm": ratio(taken, "rows rowwise_adagrad", "fbgemm rowwise_adagrad"),
+            "rows_10M_to_100k": growth(max(3, options.rounds // 2), options.batch),
+            "examples_per_second": {
+                name: round(options.batch * 1e3 / statistics.median(ms)) for name, ms in taken.items()
+            },
+            "table_rows": options.rows,
+            "batch": options.batch,
+            "threads": options.threads,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numba")},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        print(json.dumps(report, indent=2))
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
