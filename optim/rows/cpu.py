@@ -1,291 +1,314 @@
-"""Row kernels for the CPU in numba; float32.
+"""Row kernels for CPUs in numba: float32 weights.
 
-Rows are found without a sort: a persistent int32 per row says where it may stand among the touched ones, and it
-does stand there if that place holds this row. So the stamps are never cleared and may hold anything.
-Tables are independent: threads share them out, and no result depends on how many threads there are.
+Rows are found without a sort, and nothing is ever cleared: a row is known when its entry of the scratch points at
+a place among the rows found so far and that place holds the row; any other content says nothing. Touched
+rows stand in the order in which their table's ids first name them.
+
+One table is one task, so no result depends on the number of threads (torch.get_num_threads()).
+Indices are unsigned: numba asks every signed one whether it counts from the end, and those questions kept the
+loops over columns from becoming vector instructions (benchmarks/kernels.py has the figures).
 """
 
-# T = tables, F = features, B = samples, n = ids, u = touched rows, D = a table's logical columns
+# T = tables, F = features, B = samples, n = ids, u = touched rows, C = pooled columns
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
+from sparta.optim.rows.group import BASES, Bags, Group, Rates, Slots, Sum, Touched
 
-SGD, ADAM, ROWWISE_ADAGRAD = range(3)
+Index: TypeAlias = NDArray[np.uint64]
+Small: TypeAlias = NDArray[np.uint32]
+Floats: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+
+_ADAM, _ROWWISE = BASES.index("adam"), BASES.index("rowwise_adagrad")
+_ONE = np.uint64(1)  # numba makes a float of an unsigned and a signed integer
+_FEW = 2048  # ids or rows for which waking a thread costs more than it saves
+
+
+class Bagged(NamedTuple):
+    """Where ids stand, and where the gradient of each bag."""
+
+    ids: Index
+    offsets: Index
+    begins: Index
+    """(T + 1,) where each table's ids begin."""
+    first_feature: Index
+    """(T + 1,)"""
+    first_column: Index
+    """(F,)"""
+    samples: int
+    columns: int
+
+
+class Places(NamedTuple):
+    """Where the touched rows are; see Layout and Touched."""
+
+    first_row: Index
+    first_element: Index
+    dims: Index
+    stored: Index
+    rows: Index
+    bounds: Index
+    packed: Index
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the GIL, kept on disk where there is a folder to write to (not so in a read-only pod)."""
+    """Compile without the GIL; kept on disk unless no folder can be written, as in a read-only pod."""
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(**options)(function)
 
 
 @compiled
-def _touch(tables, ids, begins, first_row, stamps, rows, counts, places, found):
+def _touch(
+    tables: Index,
+    bagged: Bagged,
+    first_row: Index,
+    scratch: Small,
+    rows: Index,  # (n,): each table's from where its ids begin; counts likewise
+    counts: Index,
+    slots: Small,  # (n,): which of its table's touched rows an id names
+    found: Index,  # (T,)
+) -> None:
     for t in tables:
-        begin, base, u = begins[t], first_row[t], 0
-        for i in range(begin, begins[t + 1]):
-            row = base + ids[i]
-            place = stamps[row]
-            if place < 0 or place >= u or rows[begin + place] != row:
-                place = u
-                stamps[row] = u
-                rows[begin + u] = row
-                counts[begin + u] = 0
-                u += 1
-            counts[begin + place] += 1
-            places[i] = place
-        found[t] = u
+        begin, end = bagged.begins[t], bagged.begins[t + _ONE]
+        known = begin - begin
+        for i in range(begin, end):
+            row = first_row[t] + bagged.ids[i]
+            slot = np.uint64(scratch[row])
+            if slot >= known or rows[begin + slot] != row:
+                slot = known
+                known += _ONE
+                scratch[row] = slot
+                rows[begin + slot] = row
+                counts[begin + slot] = 0
+            counts[begin + slot] += _ONE
+            slots[i] = slot
+        found[t] = known
+
+
+@compiled
+def _close_up(
+    tables: Index,
+    begins: Index,
+    bounds: Index,
+    rows: Index,
+    counts: Index,
+    close_rows: Index,
+    close_counts: Index,
+    close_tables: Index,
+) -> None:
+    for t in tables:
+        gap = begins[t] - bounds[t]
+        for u in range(bounds[t], bounds[t + _ONE]):
+            close_rows[u] = rows[u + gap]
+            close_counts[u] = counts[u + gap]
+            close_tables[u] = t
 
 
 @compiled
 def _reduce(
-    tables,
-    offsets,
-    weights,
-    mean,
-    places,
-    first_feature,
-    first_column,
-    samples,
-    pooled,
-    dims,
-    bounds,
-    packed,
-    gradient,
-    squares,
-):
-    weighted = len(weights) > 0
+    tables: Index,
+    bagged: Bagged,
+    at: Places,
+    slots: Small,
+    weights: Floats,
+    id_weights: Floats,  # (n,), or empty
+    mean: bool,
+    pooled: Floats,  # (B * C,)
+    eta: Doubles,  # (T,), or empty
+    gradient: Floats,
+    squares: Doubles,
+) -> None:
+    samples, columns = np.uint64(bagged.samples), np.uint64(bagged.columns)
     for t in tables:
-        dim, base = dims[t], packed[t]
-        for f in range(first_feature[t], first_feature[t + 1]):
-            column = first_column[f]
-            for b in range(samples):
-                begin, end = offsets[f * samples + b], offsets[f * samples + b + 1]
-                share = np.float32(1.0) / np.float32(max(end - begin, 1)) if mean else np.float32(1.0)
-                for i in range(begin, end):
-                    row = base + places[i] * dim
-                    factor = weights[i] if weighted else share
-                    for d in range(dim):
-                        gradient[row + d] += factor * pooled[b, column + d]
-        for u in range(bounds[t], bounds[t + 1]):
-            row = base + (u - bounds[t]) * dim
+        dim, begin = at.dims[t], at.packed[t]
+        unseen = begin  # slots are numbered as they are first seen, so memory need not be cleared
+        for feature in range(bagged.first_feature[t], bagged.first_feature[t + _ONE]):
+            for sample in range(samples):
+                bag = feature * samples + sample
+                first, end = bagged.offsets[bag], bagged.offsets[bag + _ONE]
+                source = sample * columns + bagged.first_column[feature]
+                share = np.float32(1) / np.float32(end - first) if mean and end > first else np.float32(1)
+                for i in range(first, end):
+                    factor = share * id_weights[i] if id_weights.size else share
+                    target = begin + slots[i] * dim
+                    if target == unseen:
+                        unseen += dim
+                        for d in range(dim):
+                            gradient[target + d] = factor * pooled[source + d]
+                    else:
+                        for d in range(dim):
+                            gradient[target + d] += factor * pooled[source + d]
+        adaptive = eta.size and eta[t] >= 0
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            source = begin + (u - at.bounds[t]) * dim
+            place = at.first_element[t] + (at.rows[u] - at.first_row[t]) * at.stored[t]
             square = 0.0
             for d in range(dim):
-                value = np.float64(gradient[row + d])
-                square += value * value
-            squares[u] = square
-
-
-@compiled
-def _adaptive_squares(
-    tables, eta, rows, first_row, first_element, dims, stored, bounds, packed, weights, gradient, squares
-):
-    for t in tables:
-        if eta[t] < 0:
-            continue
-        for u in range(bounds[t], bounds[t + 1]):
-            row = packed[t] + (u - bounds[t]) * dims[t]
-            at = first_element[t] + (rows[u] - first_row[t]) * stored[t]
-            square = 0.0
-            for d in range(dims[t]):
-                value = (abs(np.float64(weights[at + d])) + eta[t]) * np.float64(gradient[row + d])
-                square += value * value
+                g = np.float64(gradient[source + d])
+                if adaptive:
+                    g = g * (np.abs(np.float64(weights[place + d])) + eta[t])
+                square += g * g
             squares[u] = square
 
 
 @compiled
 def _perturb(
-    tables, eta, scale, rows, first_row, first_element, dims, stored, bounds, packed, weights, gradient, saved
-):
-    adaptive = len(eta) > 0
+    tables: Index,
+    at: Places,
+    weights: Floats,
+    gradient: Floats,
+    scale: Doubles,
+    eta: Doubles,  # (T,), or empty
+    saved: Floats,
+) -> None:
     for t in tables:
-        scaled = adaptive and eta[t] >= 0
-        for u in range(bounds[t], bounds[t + 1]):
-            row = packed[t] + (u - bounds[t]) * dims[t]
-            at = first_element[t] + (rows[u] - first_row[t]) * stored[t]
+        dim = at.dims[t]
+        adaptive = eta.size and eta[t] >= 0
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            source = at.packed[t] + (u - at.bounds[t]) * dim
+            place = at.first_element[t] + (at.rows[u] - at.first_row[t]) * at.stored[t]
+            for d in range(dim):
+                saved[source + d] = weights[place + d]
             factor = scale[u]
-            for d in range(dims[t]):
-                saved[row + d] = weights[at + d]
             if factor == 0:
                 continue
-            if scaled:
-                for d in range(dims[t]):
-                    size = abs(np.float64(weights[at + d])) + eta[t]
-                    weights[at + d] += np.float32(factor * (size * size) * np.float64(gradient[row + d]))
-            else:
-                for d in range(dims[t]):
-                    weights[at + d] += np.float32(factor * np.float64(gradient[row + d]))
+            for d in range(dim):
+                w = saved[source + d]
+                each = factor
+                if adaptive:
+                    size = np.abs(np.float64(w)) + eta[t]
+                    each = factor * size * size
+                weights[place + d] = w + np.float32(each * np.float64(gradient[source + d]))
 
 
 @compiled
-def _restore(tables, rows, first_row, first_element, dims, stored, bounds, packed, weights, saved):
+def _restore(tables: Index, at: Places, weights: Floats, saved: Floats) -> None:
     for t in tables:
-        for u in range(bounds[t], bounds[t + 1]):
-            row = packed[t] + (u - bounds[t]) * dims[t]
-            at = first_element[t] + (rows[u] - first_row[t]) * stored[t]
-            for d in range(dims[t]):
-                weights[at + d] = saved[row + d]
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            source = at.packed[t] + (u - at.bounds[t]) * at.dims[t]
+            place = at.first_element[t] + (at.rows[u] - at.first_row[t]) * at.stored[t]
+            for d in range(at.dims[t]):
+                weights[place + d] = saved[source + d]
 
 
 @compiled
 def _step(
-    tables,
-    base,
-    lr,
-    eps,
-    betas,
-    number,
-    rows,
-    first_row,
-    first_element,
-    dims,
-    stored,
-    bounds,
-    packed,
-    weights,
-    gradient,
-    saved,
-    means,
-    first,
-    second,
-    sums,
-):
-    restores = len(saved) > 0
+    tables: Index,
+    at: Places,
+    weights: Floats,
+    gradient: Floats,
+    means: Doubles,
+    saved: Floats,
+    restores: bool,
+    bases: NDArray[np.int64],
+    rates: Doubles,  # (T, 6): lr, eps, both betas, both bias corrections
+    firsts: Floats,
+    seconds: Floats,
+    sums: Floats,
+) -> None:
     for t in tables:
-        dim = dims[t]
-        beta1, beta2 = np.float32(betas[t, 0]), np.float32(betas[t, 1])
-        rest1, rest2 = np.float32(1 - betas[t, 0]), np.float32(1 - betas[t, 1])
-        correction1 = 1 - betas[t, 0] ** number
-        root2 = np.float32(np.sqrt(1 - betas[t, 1] ** number))
-        rate = np.float32(lr[t] / correction1) if base[t] == ADAM else np.float32(lr[t])
-        small = np.float32(eps[t])
-        for u in range(bounds[t], bounds[t + 1]):
-            row = packed[t] + (u - bounds[t]) * dim
-            at = first_element[t] + (rows[u] - first_row[t]) * stored[t]
+        dim, lr, eps = at.dims[t], rates[t, 0], rates[t, 1]
+        beta1, rest1 = np.float32(rates[t, 2]), np.float32(1 - rates[t, 2])
+        beta2, rest2 = np.float32(rates[t, 3]), np.float32(1 - rates[t, 3])
+        rate, root = np.float32(lr / rates[t, 4]), np.float32(1 / np.sqrt(rates[t, 5]))
+        small = np.float32(eps)
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            source = at.packed[t] + (u - at.bounds[t]) * dim
+            place = at.first_element[t] + (at.rows[u] - at.first_row[t]) * at.stored[t]
             if restores:
                 for d in range(dim):
-                    weights[at + d] = saved[row + d]
-            if base[t] == ADAM:
+                    weights[place + d] = saved[source + d]
+            if bases[t] == _ADAM:
                 for d in range(dim):
-                    g = gradient[row + d]
-                    m = beta1 * first[at + d] + rest1 * g
-                    v = beta2 * second[at + d] + rest2 * (g * g)
-                    first[at + d] = m
-                    second[at + d] = v
-                    weights[at + d] -= rate * m / (np.sqrt(v) / root2 + small)
+                    g = gradient[source + d]
+                    first = beta1 * firsts[place + d] + rest1 * g
+                    second = beta2 * seconds[place + d] + rest2 * g * g
+                    firsts[place + d] = first
+                    seconds[place + d] = second
+                    weights[place + d] -= rate * first / (np.sqrt(second) * root + small)
             else:
-                factor = rate
-                if base[t] == ROWWISE_ADAGRAD:
-                    total = sums[rows[u]] + np.float32(means[u])
-                    sums[rows[u]] = total
-                    factor = rate / (np.sqrt(total) + small)
+                factor = lr
+                if bases[t] == _ROWWISE:
+                    total = np.float32(np.float64(sums[at.rows[u]]) + means[u])
+                    sums[at.rows[u]] = total
+                    factor = lr / (np.sqrt(np.float64(total)) + eps)
                 for d in range(dim):
-                    weights[at + d] -= factor * gradient[row + d]
+                    weights[place + d] -= np.float32(factor * np.float64(gradient[source + d]))
 
 
 @compiled
 def _weight_gradient(
-    ids, offsets, samples, table_of_feature, first_element, first_column, dims, stored, pooled, weights, out
-):
-    for f in range(len(table_of_feature)):
-        t = table_of_feature[f]
-        for b in range(samples):
-            for i in range(offsets[f * samples + b], offsets[f * samples + b + 1]):
-                at = first_element[t] + ids[i] * stored[t]
-                total = np.float32(0)
-                for d in range(dims[t]):
-                    total += weights[at + d] * pooled[b, first_column[f] + d]
-                out[i] = total
-
-
-_NONE = np.zeros(0, dtype=np.float32)
-_NONE64 = np.zeros(0)
+    tables: Index,
+    bagged: Bagged,
+    first_element: Index,
+    dims: Index,
+    stored: Index,
+    weights: Floats,
+    mean: bool,
+    pooled: Floats,
+    found: Floats,  # (n,)
+) -> None:
+    samples, columns = np.uint64(bagged.samples), np.uint64(bagged.columns)
+    for t in tables:
+        for feature in range(bagged.first_feature[t], bagged.first_feature[t + _ONE]):
+            for sample in range(samples):
+                bag = feature * samples + sample
+                first, end = bagged.offsets[bag], bagged.offsets[bag + _ONE]
+                source = sample * columns + bagged.first_column[feature]
+                for i in range(first, end):
+                    place = first_element[t] + bagged.ids[i] * stored[t]
+                    total = 0.0
+                    for d in range(dims[t]):
+                        total += np.float64(pooled[source + d]) * np.float64(weights[place + d])
+                    found[i] = total / np.float64(end - first) if mean else total
 
 
 class Cpu:
     """See the module and `Kernels`."""
 
     def touch(self, group: Group, bags: Bags, scratch: Tensor) -> Touched:
-        if group.weights.dtype != torch.float32:
-            raise ValueError(
-                f"the CPU steps tables of float32, not {group.weights.dtype}; keep such tables on a GPU"
-            )
-        n, tables = len(bags.ids), len(group.shapes)
-        layout, begins = _numbers(group), bags.offsets.numpy()[_first_features(group) * _samples(group, bags)]
-        rows, counts = np.empty(n, np.int64), np.empty(n, np.int64)
-        places, found = np.empty(n, np.int32), np.zeros(tables, np.int64)
-        _each(
-            _shares(begins),
-            lambda some: _touch(
-                some, bags.ids.numpy(), begins, layout[0], scratch.numpy(), rows, counts, places, found
-            ),
-        )
-        bounds = np.concatenate([[0], found.cumsum()])
-        packed = np.concatenate([[0], (found * layout[2]).cumsum()])
-        u = np.arange(bounds[-1]) + np.repeat(begins[:-1] - bounds[:-1], found)
-        return Touched(
-            torch.from_numpy(rows[u]),
-            torch.from_numpy(np.repeat(np.arange(tables), found)),
-            torch.from_numpy(counts[u]),
-            torch.from_numpy(bounds),
-            torch.from_numpy(packed),
-            (places, _shares(begins)),
-        )
+        _check(group)
+        bagged, first_row, n = _bagged(group, bags), _index(group.layout.first_row), len(bags.ids)
+        stamps = scratch.numpy().view(np.uint32)
+        rows, counts, slots = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.uint32)
+        found = np.empty(len(group.shapes), np.uint64)
+        _each(bagged.begins, lambda ts: _touch(ts, bagged, first_row, stamps, rows, counts, slots, found))
+        bounds, packed = np.zeros_like(first_row), np.zeros_like(first_row)
+        np.cumsum(found, out=bounds[1:])
+        np.cumsum(found * _index(group.layout.dims), out=packed[1:])
+        u = int(bounds[-1])
+        close = np.empty(u, np.uint64), np.empty(u, np.uint64), np.empty(u, np.uint64)
+        _each(bounds, lambda ts: _close_up(ts, bagged.begins, bounds, rows, counts, *close))
+        rows, counts, tables = close
+        vectors = (torch.from_numpy(x.view(np.int64)) for x in (rows, tables, counts, bounds, packed))
+        return Touched(*vectors, private=slots)
 
     def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
-        places, shares = touched.private
-        first_row, first_element, dims, stored, first_column = _numbers(group)
-        bounds, packed = touched.bounds.numpy(), touched.packed.numpy()
-        gradient, squares = np.zeros(packed[-1], np.float32), np.empty(bounds[-1])
-        weights = _NONE if bags.weights is None else bags.weights.numpy()
-        _each(
-            shares,
-            lambda some: _reduce(
-                some,
-                bags.offsets.numpy(),
-                weights,
-                group.mean,
-                places,
-                _first_features(group),
-                first_column,
-                _samples(group, bags),
-                pooled.numpy(),
-                dims,
-                bounds,
-                packed,
-                gradient,
-                squares,
-            ),
+        bagged, at = _bagged(group, bags), _places(group, touched)
+        gradient, squares = np.empty(int(at.packed[-1]), np.float32), np.empty(len(at.rows))
+        buffers = (
+            touched.private,
+            _floats(group.weights),
+            _floats(bags.weights),
+            group.mean,
+            _floats(pooled.contiguous().view(-1)),
+            _doubles(eta),
         )
-        if eta is not None:
-            _each(
-                shares,
-                lambda some: _adaptive_squares(
-                    some,
-                    eta.numpy(),
-                    touched.rows.numpy(),
-                    first_row,
-                    first_element,
-                    dims,
-                    stored,
-                    bounds,
-                    packed,
-                    group.weights.numpy(),
-                    gradient,
-                    squares,
-                ),
-            )
+        _each(bagged.begins, lambda ts: _reduce(ts, bagged, at, *buffers, gradient, squares))
         return Sum(torch.from_numpy(gradient), torch.from_numpy(squares))
 
     def perturb(
@@ -298,27 +321,15 @@ class Cpu:
         *,
         step: int,
     ) -> Tensor:
-        saved = torch.empty_like(gradient)
-        eta_T = _NONE64 if eta is None else eta.numpy()
-        _each(
-            _parts(touched),
-            lambda some: _perturb(
-                some,
-                eta_T,
-                scale.numpy(),
-                *_where(group, touched),
-                group.weights.numpy(),
-                gradient.numpy(),
-                saved.numpy(),
-            ),
-        )
-        return saved
+        at = _places(group, touched)
+        buffers = _floats(group.weights), _floats(gradient), _doubles(scale), _doubles(eta)
+        saved = np.empty(int(at.packed[-1]), np.float32)
+        _each(at.bounds, lambda ts: _perturb(ts, at, *buffers, saved))
+        return torch.from_numpy(saved)
 
     def restore(self, group: Group, touched: Touched, saved: Tensor) -> None:
-        _each(
-            _parts(touched),
-            lambda some: _restore(some, *_where(group, touched), group.weights.numpy(), saved.numpy()),
-        )
+        at = _places(group, touched)
+        _each(at.bounds, lambda ts: _restore(ts, at, _floats(group.weights), _floats(saved)))
 
     def step(
         self,
@@ -332,103 +343,96 @@ class Cpu:
         *,
         step: int,
     ) -> None:
-        _each(
-            _parts(touched),
-            lambda some: _step(
-                some,
-                rates.base.numpy(),
-                rates.lr.numpy(),
-                rates.eps.numpy(),
-                rates.betas.numpy(),
-                step,
-                *_where(group, touched),
-                group.weights.numpy(),
-                gradient.numpy(),
-                *(_NONE if x is None else x.numpy() for x in (saved,)),
-                _NONE64 if means is None else means.numpy(),
-                *(_NONE if x is None else x.numpy() for x in (slots.first, slots.second, slots.sums)),
-            ),
-        )
+        at = _places(group, touched)
+        each = torch.cat(
+            [rates.lr[:, None], rates.eps[:, None], rates.betas, 1 - rates.betas**step], dim=1
+        ).numpy()
+        buffers = _floats(group.weights), _floats(gradient), _doubles(means), _floats(saved)
+        state = _floats(slots.first), _floats(slots.second), _floats(slots.sums)
+        bases, restores = rates.base.numpy(), saved is not None
+        _each(at.bounds, lambda ts: _step(ts, at, *buffers, restores, bases, each, *state))
 
     def weight_gradient(self, group: Group, bags: Bags, pooled: Tensor) -> Tensor:
-        out = torch.empty(len(bags.ids))
-        _, first_element, dims, stored, first_column = _numbers(group)
-        _weight_gradient(
-            bags.ids.numpy(),
-            bags.offsets.numpy(),
-            _samples(group, bags),
-            group.layout.table_of_feature.numpy(),
-            first_element,
-            first_column,
-            dims,
-            stored,
-            pooled.numpy(),
-            group.weights.numpy(),
-            out.numpy(),
-        )
-        return out
-
-
-def _samples(group: Group, bags: Bags) -> int:
-    return (len(bags.offsets) - 1) // max(1, len(group.layout.first_column))
-
-
-def _first_features(group: Group) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum([shape.features for shape in group.shapes])])
-
-
-def _numbers(group: Group) -> tuple[np.ndarray, ...]:
-    layout = group.layout
-    return tuple(
-        x.numpy()
-        for x in (layout.first_row, layout.first_element, layout.dims, layout.stored, layout.first_column)
-    )
-
-
-def _where(group: Group, touched: Touched) -> tuple[np.ndarray, ...]:
-    first_row, first_element, dims, stored, _ = _numbers(group)
-    return (
-        touched.rows.numpy(),
-        first_row,
-        first_element,
-        dims,
-        stored,
-        touched.bounds.numpy(),
-        touched.packed.numpy(),
-    )
-
-
-def _parts(touched: Touched) -> list[np.ndarray]:
-    """The tables by thread."""
-    return touched.private[1] if touched.private else _shares(touched.bounds.numpy())
-
-
-def _shares(begins: np.ndarray) -> list[np.ndarray]:
-    """Tables shared out over the threads, the largest first to whoever has least."""
-    threads = min(torch.get_num_threads(), len(begins) - 1)
-    if threads <= 1:
-        return [np.arange(len(begins) - 1)]
-    shares: list[list[int]] = [[] for _ in range(threads)]
-    loads = [0] * threads
-    sizes = np.diff(begins)
-    for table in np.argsort(-sizes, kind="stable"):
-        least = loads.index(min(loads))
-        shares[least].append(int(table))
-        loads[least] += int(sizes[table])
-    return [np.array(share) for share in shares]
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="rows")
-
-
-def _each(shares: list[np.ndarray], work: Callable[[np.ndarray], None]) -> None:
-    if len(shares) == 1:
-        work(shares[0])
-    else:
-        for done in _threads(len(shares)).map(work, shares):
-            assert done is None
+        _check(group)
+        bagged, layout = _bagged(group, bags), group.layout
+        places = _index(layout.first_element), _index(layout.dims), _index(layout.stored)
+        buffers = _floats(group.weights), group.mean, _floats(pooled.contiguous().view(-1))
+        found = np.empty(len(bags.ids), np.float32)
+        _each(bagged.begins, lambda ts: _weight_gradient(ts, bagged, *places, *buffers, found))
+        return torch.from_numpy(found)
 
 
 CPU = Cpu()
+
+
+def _check(group: Group) -> None:
+    if group.weights.dtype != torch.float32:
+        raise ValueError(
+            f"weights of {group.weights.dtype}: on a CPU the rows engine steps torch.float32 only"
+        )
+
+
+def _index(x: Tensor) -> Index:
+    assert x.dtype == torch.int64
+    return x.numpy().view(np.uint64)
+
+
+def _floats(x: Tensor | None) -> Floats:
+    return np.empty(0, np.float32) if x is None else x.detach().numpy()
+
+
+def _doubles(x: Tensor | None) -> Doubles:
+    return np.empty(0) if x is None else x.numpy()
+
+
+def _bagged(group: Group, bags: Bags) -> Bagged:
+    layout = group.layout
+    first_feature = np.zeros(len(group.shapes) + 1, np.uint64)
+    np.cumsum([shape.features for shape in group.shapes], out=first_feature[1:])
+    samples = (len(bags.offsets) - 1) // max(len(layout.first_column), 1)
+    offsets = _index(bags.offsets)
+    begins = offsets[first_feature * np.uint64(samples)]
+    return Bagged(
+        _index(bags.ids),
+        offsets,
+        begins,
+        first_feature,
+        _index(layout.first_column),
+        samples,
+        group.columns,
+    )
+
+
+def _places(group: Group, touched: Touched) -> Places:
+    layout = group.layout
+    return Places(
+        *map(_index, (layout.first_row, layout.first_element, layout.dims, layout.stored)),
+        *map(_index, (touched.rows, touched.bounds, touched.packed)),
+    )
+
+
+@cache
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    """Threads of this process; a fork inherits none."""
+    return ThreadPoolExecutor(count, thread_name_prefix="rows")
+
+
+def _each(bounds: Index, work: Callable[[Index], None]) -> None:
+    """Run `work` on all tables, shared out over the threads by what stands between their bounds."""
+    sizes = np.diff(bounds)
+    threads = min(torch.get_num_threads(), len(sizes))
+    if threads < 2 or int(bounds[-1]) < _FEW:
+        work(np.arange(len(sizes), dtype=np.uint64))
+        return
+    shares: list[list[int]] = [[] for _ in range(threads)]
+    loads = [0] * threads
+    for table in np.argsort(sizes)[::-1].tolist():
+        least = loads.index(min(loads))
+        shares[least].append(table)
+        loads[least] += int(sizes[table])
+    mine, *others = [np.array(share, np.uint64) for share in shares]
+    pool = _threads(os.getpid(), threads - 1)
+    running = [pool.submit(work, other) for other in others]
+    work(mine)
+    for one in running:
+        one.result()

@@ -10,13 +10,13 @@ Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparta.optim.passes import frozen_averages, randomness
+from sparta.optim.passes import Passes
 from sparta.sharding.rows.dense import DenseAscent, Rule
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import dense_tensors
@@ -77,13 +77,12 @@ class RowsStep:
         buffers = [buffer.clone() for buffer in self._buffers]
         finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
         ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
-        replay = randomness()
-        if ascending:
-            with nullcontext() if share is None else frozen_averages(self._module):
-                first, finite = self._ascend(share or forward)
-            replay()
-        with frozen_averages(self._module) if ascending and share is None else nullcontext():
-            last = self._backward(forward, tables_only=False)
+        with Passes(self._module) as passes:
+            if ascending:
+                with passes.first(averages=share is None):
+                    first, finite = self._ascend(share or forward)
+            with passes.second(averages=not ascending or share is not None):
+                last = self._backward(forward, tables_only=False)
         if not ascending:
             self.tables.count()
         found = self.tables.reduce(0, ascending=False)
