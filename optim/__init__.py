@@ -1,15 +1,19 @@
-"""The mathematics of training on plain tensors, one process: schedules. Names load on first use."""
+"""The mathematics of training on plain tensors, one process: optimizers, schedules. Names load on first use."""
 
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "ASAM": "sam",
+    "SAM": "sam",
     "EarlyStop": "schedule",
+    "Helen": "helen",
+    "Passes": "passes",
     "Plateau": "schedule",
     "Schedule": "schedule",
 }
 
-__all__ = ["EarlyStop", "Plateau", "Schedule"]
+__all__ = ["ASAM", "SAM", "EarlyStop", "Helen", "Passes", "Plateau", "Schedule"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,41 +1,82 @@
-"""Two passes over one batch that differ in the weights alone.
+"""The two passes of one step: the same random numbers in both, running averages from one of them.
 
-Dropout draws the same masks in both, and only one of them moves batch norm's running averages.
+    with Passes(model) as passes:
+        with passes.first():
+            loss = forward_backward()
+        ascend()
+        with passes.second():
+            forward_backward()
+
+Batch norm normalises each pass by that pass's own statistics; only its running averages keep to one pass.
+Nothing here knows what an optimizer does between the passes.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+class Passes:
+    """The two passes of a step of one module.
+
+    Args:
+        module: whose devices' generators (and the CPU's) are put back for the second pass, and whose running
+            averages are kept from moving twice.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> "Passes":
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        self._cpu = torch.get_rng_state()
+        self._cuda = {
+            device: torch.cuda.get_rng_state(device) for device in {x.device for x in tensors if x.is_cuda}
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Generators stay where the last pass left them."""
+
+    @contextmanager
+    def first(self, *, averages: bool = True) -> Iterator[None]:
+        """The pass at w; `averages` says whether running averages move."""
+        with nullcontext() if averages else frozen_averages(self._module):
+            yield
+
+    @contextmanager
+    def second(self, *, averages: bool = False) -> Iterator[None]:
+        """The pass at w + epsilon, with the random numbers of the first; or the only one of a plain step."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        with nullcontext() if averages else frozen_averages(self._module):
+            yield
 
 
 @contextmanager
-def frozen_averages(model: nn.Module) -> Iterator[None]:
-    """Keep the running averages of every batch norm, ours and torch's, from moving in training mode."""
-    layers: list[Any] = [child for child in model.modules() if hasattr(child, "running_mean")]
-    before = [(layer.momentum, getattr(layer, "num_batches_tracked", None)) for layer in layers]
-    tracked = [None if count is None else count.clone() for _, count in before]
-    for layer in layers:
-        layer.momentum = 0.0
+def frozen_averages(module: nn.Module) -> Iterator[None]:
+    """Let forward passes leave the buffers of every batch-norm-like module as they were.
+
+    Batch-norm-like is what has a `running_mean`. Its buffers are saved and put back rather than its momentum
+    set to 0: a momentum of None means something else, `num_batches_tracked` advances whatever the momentum,
+    0 times infinity is not 0, and compiled modules are compiled anew when an attribute changes.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    for child in module.modules():
+        if isinstance(getattr(child, "running_mean", None), Tensor):
+            kept += [(buffer, buffer.clone()) for buffer in child.buffers(recurse=False)]
     try:
         yield
     finally:
-        for layer, (momentum, _), count in zip(layers, before, tracked, strict=True):
-            layer.momentum = momentum
-            if count is not None:
-                layer.num_batches_tracked.copy_(count)
-
-
-def randomness() -> Callable[[], None]:
-    """A function that sets torch's random generators back to where they are now."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def replay() -> None:
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-
-    return replay
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
