@@ -17,10 +17,12 @@ from sparta.models.schema import Schema, load_schema
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
 from sparta.service.config import EarlyStopSettings, Job, TableSettings
 from sparta.service.data.loader import Loader
-from sparta.service.step import OnePass, Step
+from sparta.service.step import FusedStep, RowStep, Step
 from sparta.service.world import World
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import Plan, load_plan, make_plan
+from sparta.sharding.rows.dense import Rule
+from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded, shard
 from sparta.sharding.tables import tables_of
 
@@ -178,9 +180,25 @@ def dense_optimizer(job: Job, parameters: Mapping[str, nn.Parameter]) -> torch.o
 
 
 def step(job: Job, of: Sharded, world: World) -> Step:
-    """One pass or, one day, two: chosen here, once."""
+    """What trains on a batch: one pass or two, by the tables' engine and optimizer."""
+    tables, clip_norm = job.optim.tables, job.optim.dense.clip_norm
     dense = dense_optimizer(job, of.dense_parameters())
-    return OnePass(of, dense, ranks=world.ranks, clip_norm=job.optim.dense.clip_norm)
+    if tables.engine == "fbgemm":
+        return FusedStep(of, dense, ranks=world.ranks, clip_norm=clip_norm)
+    # SAM and ASAM have one norm over all that is trained; Helen's dense part is a choice.
+    rule: Rule | None = "sam" if tables.name == "sam" else "asam" if tables.name == "asam" else None
+    if tables.name == "helen" and tables.perturb_dense:
+        rule = "helen"
+    rows = RowsStep(
+        of.module,
+        dense,
+        perturb_dense=rule,
+        rho=tables.rho,
+        eta=tables.eta,
+        ascend_every=tables.ascend_every,
+        clip_norm=clip_norm,
+    )
+    return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))
 
 
 def train_loader(job: Job, of: Schema, world: World) -> Loader:

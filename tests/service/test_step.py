@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparta.service.step import OnePass
+from sparta.service.step import FusedStep
 from sparta.sharding.collectives import total
 from tests.pool import Pool
 from tests.sharding import toys
@@ -19,7 +19,7 @@ def stepped(
     sharded = sharded_toy("row_wise", "sgd", ranks)
     before = {name: p.detach().clone() for name, p in sharded.dense_parameters().items()}
     dense = torch.optim.SGD(sharded.dense_parameters().values(), lr=LR)
-    step = OnePass(sharded, dense, ranks=ranks, clip_norm=clip_norm)
+    step = FusedStep(sharded, dense, ranks=ranks, clip_norm=clip_norm)
     step.set_lr(factor)
     loss = float(total(step(toys.batch(0, rank, ranks))))
     return loss, {name: before[name] - p.detach() for name, p in sharded.dense_parameters().items()}
