@@ -123,7 +123,7 @@ class Helen(TwoPass):
         """Algorithm 1's epsilon, of touched rows and of h; the published code's for `variant="authors"`."""
         epsilon, norm_j = {}, torch.zeros(())
         for table in self.ascending():
-            g_k, rho_k = table.gradient(), self.radius(table)[:, None]
+            g_k, rho_k = table.gradient(), table.settings["rho"] * self.share(table)[:, None]
             if self.variant == "authors":
                 norm_j = norm_of([g_k])
                 epsilon[table.weight] = rho_k * g_k / (norm_j + 1e-12)
@@ -147,13 +147,12 @@ class Helen(TwoPass):
             self._g1_h = {h: g.clone() for h, g in g_h.items()}
         return epsilon
 
-    def radius(self, table: Table) -> Tensor:
-        """(u,) float64: rho_jk = rho max(N_jk / N*_j, xi) of the touched rows."""
+    def share(self, table: Table) -> Tensor:
+        """(u,) float64: max(N_jk / N*_j, xi), each touched row's share of the radius."""
         N_k, N_star = self.frequencies(table)
         # Only an id 0 that may not set N* can have more than it.
         share_k = (N_k.double() / max(N_star, 1)).clamp(max=1.0)
-        rho_k: Tensor = table.settings["rho"] * share_k.clamp(min=table.settings["xi"])
-        return rho_k
+        return share_k.clamp(min=table.settings["xi"])
 
     def frequencies(self, table: Table) -> tuple[Tensor, int]:
         """N_jk of the touched rows, (u,) int64, and N*_j over the whole table, this batch included."""
