@@ -75,10 +75,12 @@ class _Bag:
 
     def look_up(self, call: Call, weights: Tensor | None) -> Tensor:
         """(B, C) pooled rows."""
+        bags = call.bags
         with torch.no_grad():
-            bags = call.bags
-            pooled: Tensor = self.emb_module(
-                indices=bags.ids, offsets=bags.offsets, per_sample_weights=bags.weights
+            pooled: Tensor = (
+                self.emb_module(indices=bags.ids, offsets=bags.offsets, per_sample_weights=bags.weights)
+                if self.learner.group.elements
+                else call.nothing()  # FBGEMM takes a bag without any row for one on a GPU
             )
         if not torch.is_grad_enabled():
             return pooled

@@ -32,14 +32,14 @@ class Call:
 
     def _reduced(self, touched: Touched, *, ascending: bool) -> Sum:
         learner = self.learner
-        pooled, self.pooled = self._gradient(), None
+        pooled = self.nothing() if self.pooled is None else self.pooled  # None: no loss depended on it
+        self.pooled = None
         return learner.kernels.reduce(
             learner.group, self.bags, touched, pooled, learner.eta if ascending else None
         )
 
-    def _gradient(self) -> Tensor:
-        if self.pooled is not None:
-            return self.pooled
-        group = self.learner.group  # no loss depended on it
+    def nothing(self) -> Tensor:
+        """(B, C) zeros."""
+        group = self.learner.group
         samples = (len(self.bags.offsets) - 1) // sum(shape.features for shape in group.shapes)
         return torch.zeros(samples, group.columns, device=group.weights.device)

@@ -165,10 +165,13 @@ class Learner:
         return found
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
-        """The largest frequency of each table's rows here and the first row that has it; none where none counts."""
+        """The largest frequency of each table's rows here and the first row that has it.
+
+        Left out are tables that count nothing, or only within a batch.
+        """
         found: dict[str, tuple[int, int]] = {}
         for table, name in enumerate(self.names):
-            if self.counting[table]:
+            if self.counting[table] and self.learning[table].optimizer.frequency != "batch":
                 count, row = self._best(table)
                 found[name] = count, row + self.group.origins[table][0]
         return found

@@ -1,0 +1,297 @@
+"""Tables, batches and plans drawn at random, and what a few steps of the rows engine make of them.
+
+The model is the tables alone; the loss is linear in the pooled rows (with dyadic coefficients every sum of
+gradients is exact in float32, whatever the order), or curved, so that the second pass differs from the first.
+"""
+
+# G = samples of the global batch, B = of one rank, D = logical columns
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel, sharding_plan
+from torchrec.distributed.types import ShardingPlan
+
+from sparta.models.embedding import padded
+from sparta.models.hashing import fill_normal, key
+from sparta.sharding.collectives import gather
+from sparta.sharding.engines import TableOptimizer
+from sparta.sharding.rows.learner import Learning
+from sparta.sharding.rows.sharder import RowsSharder
+from sparta.sharding.rows.state import learning_state
+from sparta.sharding.rows.step import RowsStep
+from sparta.sharding.state import LogicalTable, Window, local_shards
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One logical table and how it learns."""
+
+    name: str
+    rows: int
+    dim: int
+    optimizer: TableOptimizer
+    features: int = 1
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"{self.name}_{number}" for number in range(self.features)]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything but the plan."""
+
+    tables: tuple[TableSpec, ...]
+    samples: int = 8
+    steps: int = 1
+    seed: int = 0
+    dyadic: bool = True
+    poison: tuple[int, ...] = ()
+    """Steps, from 1, whose gradient is not finite on the last rank."""
+    ascend_every: int = 1
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Occurrences in the training set, of tables with frequency dataset."""
+
+    def learning_by(self, **changes: Any) -> "World":
+        """The same world with other optimizer settings for every table."""
+        tables = tuple(replace(one, optimizer=replace(one.optimizer, **changes)) for one in self.tables)
+        return replace(self, tables=tables)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the steps left, whole and unpadded, the same on every rank."""
+
+    losses: list[float]
+    weights: list[dict[str, Tensor]]
+    """Before the first step, and after each."""
+    perturbed: list[dict[str, Tensor]]
+    """In the second pass of each step that had one."""
+    state: dict[str, Tensor]
+    frequent: dict[str, tuple[int, int]]
+    refused: int
+
+
+def ids_of(world: World, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """(ids, lengths) of the global batch by feature: repeats, empty bags, frequent first rows."""
+    rng = np.random.default_rng((world.seed, step))
+    found = {}
+    for table in world.tables:
+        for name in table.keys:
+            lengths = rng.integers(0, 4, world.samples)
+            ids = np.minimum(rng.zipf(1.4, lengths.sum()) - 1, table.rows - 1)
+            found[name] = torch.from_numpy(ids), torch.from_numpy(lengths)
+    return found
+
+
+def coefficients(world: World, step: int) -> dict[str, Tensor]:
+    """(G, D) by feature, what the loss multiplies pooled rows by."""
+    generator = torch.Generator().manual_seed(1000 * world.seed + step)
+    found = {}
+    for table in world.tables:
+        for name in table.keys:
+            drawn = torch.randint(-8, 9, (world.samples, table.dim), generator=generator) / 16
+            found[name] = drawn if world.dyadic else drawn + torch.randn(drawn.shape, generator=generator)
+    return found
+
+
+def initial(world: World) -> dict[str, Tensor]:
+    """Tables before training: normal, in steps of 1/64 where sums are to be exact."""
+    found = {}
+    for table in world.tables:
+        weights = torch.empty(table.rows, table.dim)
+        fill_normal(weights, key(world.seed, table.name), 0, 0, table.dim, 0.5)
+        found[table.name] = (weights * 64).round() / 64 if world.dyadic else weights
+    return found
+
+
+class _Model(nn.Module):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.bags = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=table.name,
+                    num_embeddings=table.rows,
+                    embedding_dim=padded(table.dim),
+                    feature_names=table.keys,
+                    init_fn=nn.init.zeros_,
+                )
+                for table in world.tables
+            ],
+            device=torch.device("meta"),
+        )
+
+    def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        return self.bags(sparse).to_dict()  # type: ignore[no-any-return]
+
+
+def _placed(how: str) -> Any:
+    kind, _, where = how.partition(":")
+    match kind:
+        case "table_wise":
+            return sharding_plan.table_wise(rank=int(where))
+        case "column_wise":
+            return sharding_plan.column_wise(ranks=[int(rank) for rank in where.split(",")])
+        case "table_row_wise":
+            return sharding_plan.table_row_wise(host_index=int(where))
+    return getattr(sharding_plan, kind)()
+
+
+def sharded(world: World, placement: Mapping[str, str], ranks: int) -> nn.Module:
+    """The tables on their ranks, with their initial weights."""
+    specs = {table.name: table for table in world.tables}
+    occurrences = {name: torch.tensor(counts) for name, counts in world.counts.items()}
+    sharder = RowsSharder(
+        lambda config: Learning(
+            specs[config.name].optimizer, specs[config.name].dim, counts=occurrences.get(config.name)
+        )
+    )
+    model = _Model(world)
+    plan = sharding_plan.construct_module_sharding_plan(
+        model.bags,
+        per_param_sharding={name: _placed(how) for name, how in placement.items()},
+        sharder=sharder,
+        local_size=min(2, ranks),
+        world_size=ranks,
+        device_type="cpu",
+    )
+    dmp: nn.Module = DistributedModelParallel(
+        model, device=CPU, plan=ShardingPlan({"bags": plan}), sharders=[sharder]
+    )
+    start = initial(world)
+    with torch.no_grad():
+        for name, row, column, weights in local_shards(dmp):
+            mine = start[name][row : row + weights.shape[0], column : column + weights.shape[1]]
+            weights.zero_()[:, : mine.shape[1]] = mine
+    return dmp
+
+
+def assembled(shape: tuple[int, int], windows: Sequence[Window]) -> Tensor:
+    """A whole tensor from the windows of all ranks, which must agree where they overlap."""
+    whole, seen = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.bool)
+    for window in windows:
+        rows, columns = window.values.shape
+        place = (slice(window.row, window.row + rows), slice(window.column, window.column + columns))
+        values = window.values.double()
+        alike = torch.isclose(whole[place], values, rtol=0, atol=0, equal_nan=True)
+        assert alike[seen[place]].all(), "replicas or copies differ"
+        whole[place], seen[place] = values, True
+    assert seen.all(), "a part of the table is nowhere"
+    return whole
+
+
+def whole_weights(world: World, module: nn.Module) -> dict[str, Tensor]:
+    """Every table, unpadded, on every rank; the padding must be 0."""
+    dims = {table.name: table.dim for table in world.tables}
+    mine: list[tuple[str, Window]] = []
+    for name, row, column, weights in local_shards(module):
+        real = max(0, dims[name] - column)
+        assert not weights[:, real:].any(), "padding is not 0"
+        mine.append((name, Window(row, column, weights[:, :real].clone())))
+    everything = [pair for part in gather(mine) for pair in part]
+    return {
+        table.name: assembled(
+            (table.rows, table.dim), [window for name, window in everything if name == table.name]
+        )
+        for table in world.tables
+    }
+
+
+def whole_state(step: RowsStep) -> dict[str, Tensor]:
+    """The plan-independent state as whole tensors."""
+    found = {}
+    for name, value in learning_state(step.tables).items():
+        if isinstance(value, LogicalTable):
+            windows = [window for part in gather([*value.windows, *value.copies]) for window in part]
+            found[name] = assembled(tuple(value.shape), windows)
+        else:
+            found[name] = value.double()
+    return found
+
+
+def batch(world: World, number: int, rank: int, ranks: int) -> KeyedJaggedTensor:
+    """A rank's share of a global batch."""
+    share = world.samples // ranks
+    values, lengths = [], []
+    for ids, counts in ids_of(world, number).values():
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        values.append(ids[ends[rank * share] : ends[(rank + 1) * share]])
+        lengths.append(counts[rank * share : (rank + 1) * share])
+    return KeyedJaggedTensor(list(ids_of(world, number)), torch.cat(values), lengths=torch.cat(lengths).int())
+
+
+def run(rank: int, ranks: int, world: World, placement: Mapping[str, str]) -> Outcome:
+    """Train on a plan; collective."""
+    module = sharded(world, placement, ranks)
+    step = RowsStep(module, None, ascend_every=world.ascend_every)
+    share = slice(rank * world.samples // ranks, (rank + 1) * world.samples // ranks)
+    losses, weights, perturbed = [], [whole_weights(world, module)], []
+    for number in range(1, world.steps + 1):
+        sparse, factors = batch(world, number, rank, ranks), coefficients(world, number)
+        seen: list[dict[str, Tensor]] = []
+
+        def loss() -> Tensor:
+            seen.append(whole_weights(world, module))  # noqa: B023
+            pooled = module(sparse)  # noqa: B023
+            parts = []
+            for table in world.tables:
+                for name in table.keys:
+                    out = pooled[name][:, : table.dim]
+                    parts.append((out * factors[name][share]).sum())  # noqa: B023
+                    if not world.dyadic:
+                        parts.append(0.5 * (out**2).sum())
+            value = torch.stack(parts).sum() * ranks / world.samples
+            bad = number in world.poison and rank == ranks - 1  # noqa: B023
+            return value * torch.inf if bad else value
+
+        value = step(loss)
+        dist.all_reduce(value)
+        losses.append(float(value) / ranks)
+        weights.append(whole_weights(world, module))
+        if len(seen) == 2:
+            perturbed.append(seen[1])
+    return Outcome(losses, weights, perturbed, whole_state(step), step.tables.most_frequent(), step.refused)
+
+
+SHARDINGS = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
+
+
+def placements(world: World, kind: str, ranks: int) -> dict[str, str]:
+    """Every table by one kind of sharding, or "mixed": each by another. Narrow tables are not split by columns."""
+    nodes = max(1, ranks // 2)
+    found = {}
+    for number, table in enumerate(world.tables):
+        how = SHARDINGS[number % len(SHARDINGS)] if kind == "mixed" else kind
+        shards = padded(table.dim) // 4
+        if how == "column_wise" and shards < 2:
+            how = "table_wise"
+        where = {
+            "table_wise": str(number % ranks),
+            # More shards than ranks where the width allows: some rank then holds two.
+            "column_wise": ",".join(str((number + shard) % ranks) for shard in range(shards)),
+            "table_row_wise": str(number % nodes),
+        }
+        found[table.name] = f"{how}:{where[how]}" if how in where else how
+    return found
+
+
+def table_specs(optimizers: st.SearchStrategy[TableOptimizer]) -> st.SearchStrategy[tuple[TableSpec, ...]]:
+    """One to five tables, of one row to thirty, narrow and wide, with one or two features."""
+    drawn = st.tuples(st.integers(1, 30), st.sampled_from([1, 3, 8, 10, 12]), st.integers(1, 2), optimizers)
+    return st.lists(drawn, min_size=1, max_size=5).map(
+        lambda found: tuple(
+            TableSpec(f"t{number}", rows, dim, optimizer, features)
+            for number, (rows, dim, features, optimizer) in enumerate(found)
+        )
+    )
