@@ -61,7 +61,7 @@ class Cpu:
             _floats(group.weights),
             _floats(bags.weights),
             group.mean,
-            _floats(pooled.contiguous().view(-1)),
+            _pooled(pooled, bagged),
             _doubles(eta),
         )
         _each(bagged.begins, lambda ts: loops.reduce(ts, bagged, at, *buffers, gradient, squares))
@@ -112,7 +112,7 @@ class Cpu:
         _check(group)
         bagged, layout = _bagged(group, bags), group.layout
         places = _index(layout.first_element), _index(layout.dims), _index(layout.stored)
-        buffers = _floats(group.weights), group.mean, _floats(pooled.contiguous().view(-1))
+        buffers = _floats(group.weights), group.mean, _pooled(pooled, bagged)
         found = np.empty(len(bags.ids), np.float32)
         _each(bagged.begins, lambda ts: loops.weight_gradient(ts, bagged, *places, *buffers, found))
         return torch.from_numpy(found)
@@ -143,6 +143,12 @@ def _floats(x: Tensor | None) -> Floats:
 
 def _doubles(x: Tensor | None) -> Doubles:
     return np.empty(0) if x is None else x.numpy()
+
+
+def _pooled(x: Tensor, bagged: Bagged) -> Floats:
+    """(B * C,); autograd may hand over an expanded tensor."""
+    assert x.shape == (bagged.samples, bagged.columns)
+    return _floats(x.contiguous().view(-1))
 
 
 def _bagged(group: Group, bags: Bags) -> Bagged:
