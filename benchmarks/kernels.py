@@ -11,6 +11,10 @@ What helped (one thread, milliseconds): unsigned indices, as numba's test for ne
 becoming vector instructions (touch 2.7 -> 1.2, reduce 2.5 -> 1.7, perturb 2.8 -> 1.2, Adam's step 9.9 -> 4.3);
 asking for rows ahead of time (Adam's step 5.3 -> 2.3, row-wise Adagrad's 2.6 -> 1.3, perturb 1.3 -> 1.1).
 
+With two threads what torch ran just before matters: its OpenMP threads go on spinning for a while and hold the
+core that ours need (perturb 3.4 in place of 1.0 after a large torch operation). OMP_WAIT_POLICY=passive, in
+the environment before the process starts, ends that.
+
 What did not: asking ahead for pooled gradients or accumulators of `reduce`; loops over columns in fixed
 blocks of 16 and 4 (reduce 1.7 -> 2.2); the sum of squares in a loop of its own for ASAM. Buffers are made anew
 at every call: malloc gives the same memory back, and no call met a page fault.
