@@ -4,6 +4,7 @@ Everything below takes plain keyword arguments; everything here is a function of
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -100,11 +101,18 @@ def table_optimizers(job: Job, tables: Sequence[Table]) -> dict[str, TableOptimi
     chosen = {}
     for table in tables:
         own = table_settings(job, table)
+        ours = {
+            "name": own.optimizer,
+            **{key: getattr(own, key) for key in ("lr", "rho", "xi", "norm", "frequency")},
+        }
         chosen[table.name] = TableOptimizer(
-            name=own.optimizer or default.name,
-            lr=own.lr or default.lr,
-            eps=default.eps,
-            engine=default.engine,
+            **{
+                field.name: given
+                if (given := ours.get(field.name)) is not None
+                else getattr(default, field.name)
+                for field in fields(TableOptimizer)
+                if field.name != "betas"
+            }
         )
     return chosen
 

@@ -29,9 +29,10 @@ from pydantic import (
 
 from sparta.models.errors import ConfigError
 
-TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
-ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]
+ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
+TWO_PASS = ("helen", "sam", "asam")
 
 
 class Yaml(yaml.SafeLoader):
@@ -106,14 +107,51 @@ class TableSettings(Settings):
     """Of a multi-valued feature; mean if not said."""
     init_std: NonNegativeFloat | None = None
     optimizer: TableOptimizerName | None = None
+    """A base optimizer alone (adam, rowwise_adagrad, sgd) leaves the table out of the ascent."""
     lr: PositiveFloat | None = None
+    rho: NonNegativeFloat | None = None
+    xi: NonNegativeFloat | None = None
+    norm: Literal["row", "table"] | None = None
+    frequency: Literal["cumulative", "batch", "dataset"] | None = None
 
 
 class TableOptimizerSettings(Settings):
     name: TableOptimizerName = "rowwise_adagrad"
-    engine: Literal["fbgemm"] = "fbgemm"
+    engine: Literal["rows", "fbgemm"] = "rows"
     lr: PositiveFloat = 2e-2
     eps: PositiveFloat = 1e-8
+    base: Literal["adam", "rowwise_adagrad", "sgd"] = "adam"
+    """What steps the rows under helen, sam and asam."""
+    rho: NonNegativeFloat = 0.01
+    """Radius of the ascent."""
+    xi: NonNegativeFloat = 0.5
+    """Helen's lower bound of a row's share of the radius; 1 gives every row the whole."""
+    norm: Literal["row", "table"] = "row"
+    """Whose gradient is brought to length 1."""
+    frequency: Literal["cumulative", "batch", "dataset"] = "cumulative"
+    """Occurrences so far, of the batch, or in the whole training split."""
+    count_missing: bool = True
+    """Whether id 0 may be a table's most frequent."""
+    eta: PositiveFloat = 0.01
+    """ASAM's constant beside |w|."""
+    perturb_dense: bool = False
+    """Helen: let the dense parameters ascend too, which costs their gradient in the first pass. SAM and ASAM always do."""
+    ascend_every: PositiveInt = 1
+    """Ascend in every so-manieth step; the others are plain."""
+    ascend_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the batch that the first pass sees: 1 over a whole number."""
+
+    @model_validator(mode="after")
+    def _says_nothing_that_is_not_heard(self) -> "TableOptimizerSettings":
+        if self.engine == "rows" and self.name == "adagrad":
+            raise ValueError("engine rows has no adagrad; use rowwise_adagrad, or engine: fbgemm")
+        if self.engine == "fbgemm" and self.name in TWO_PASS:
+            raise ValueError(f"engine fbgemm has no {self.name}; use engine: rows")
+        if abs(1 / self.ascend_fraction - round(1 / self.ascend_fraction)) > 1e-6:
+            raise ValueError(
+                f"ascend_fraction {self.ascend_fraction} is not 1 over a whole number, such as 0.25"
+            )
+        return self
 
 
 class DenseOptimizerSettings(Settings):
@@ -170,13 +208,10 @@ class ShardingSettings(Settings):
     @field_validator("constraints", mode="before")
     @classmethod
     def _lists_of_known_types(cls, value: Any) -> Any:
-        """data_parallel has a word of its own; a type alone serves as a list of one."""
+        """A type alone serves as a list of one."""
         if not isinstance(value, Mapping):
             return value
-        lists = {name: [kinds] if isinstance(kinds, str) else kinds for name, kinds in value.items()}
-        if any(isinstance(kinds, list) and "data_parallel" in kinds for kinds in lists.values()):
-            raise ValueError("data_parallel comes with the rows engine; engine fbgemm has no such tables")
-        return lists
+        return {name: [kinds] if isinstance(kinds, str) else kinds for name, kinds in value.items()}
 
 
 class EarlyStopSettings(Settings):

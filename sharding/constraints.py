@@ -64,7 +64,8 @@ def allowed_types(
     asked = spelled_out(tables, constraints)
     allowed = {}
     for table in tables:
-        types = [kind for kind in SHARDING_TYPES if kind in asked.get(table.name, SHARDING_TYPES)]
+        # A replica on every rank is for those who ask for it.
+        types = [kind for kind in SHARDING_TYPES if kind in asked.get(table.name, SHARDING_TYPES[:4])]
         narrow = column_width(table, ranks=1) is None
         if narrow or (optimizers[table.name].name == "rowwise_adagrad" and table.name not in asked):
             types = [kind for kind in types if kind != "column_wise"]
