@@ -3,7 +3,8 @@
 What the others must agree with, beyond group.py: gradients are summed in the order of the ids, in float32
 (float64 for float64 weights), each bag's gradient first multiplied by its factor 1 / max(length, 1) and
 the per-sample weight; `perturb`, sgd and rowwise_adagrad multiply in float64, round the product to float32 and add it
-in float32; adam computes in float32. Weights below float32 are stepped in float32 and rounded as rounding.py says.
+in float32; adam computes in float32; gradients of per-sample weights are summed in float64. Weights below float32
+are stepped in float32 and rounded as rounding.py says.
 """
 
 # T = tables, F = features, B = samples, n = ids, u = touched rows, C = pooled columns, D = logical columns
@@ -154,8 +155,8 @@ class Plain:
         for t, shape in enumerate(group.shapes):
             ours = (table == t).nonzero()[:, 0]
             columns = group.layout.first_column[feature[ours], None] + _columns(shape, pooled)
-            rows = _table(group, t, group.weights)[bags.ids[ours]].to(pooled.dtype)
-            found[ours] = (pooled[sample[ours, None], columns] * rows).sum(1)
+            rows = _table(group, t, group.weights)[bags.ids[ours]].double()
+            found[ours] = (pooled[sample[ours, None], columns].double() * rows).sum(1).to(pooled.dtype)
         return found / _lengths(bags).clamp(min=1) if group.mean else found
 
 
