@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -25,7 +26,7 @@ from sparta.sharding.collectives import gather
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows.learner import Learning
 from sparta.sharding.rows.sharder import RowsSharder
-from sparta.sharding.rows.state import learning_state
+from sparta.sharding.rows.state import OPTIM, learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.state import LogicalTable, Window, local_shards
 
@@ -231,13 +232,29 @@ def batch(world: World, number: int, rank: int, ranks: int) -> KeyedJaggedTensor
     return KeyedJaggedTensor(list(ids_of(world, number)), torch.cat(values), lengths=torch.cat(lengths).int())
 
 
-def run(rank: int, ranks: int, world: World, placement: Mapping[str, str]) -> Outcome:
-    """Train on a plan; collective."""
+def run(
+    rank: int,
+    ranks: int,
+    world: World,
+    placement: Mapping[str, str],
+    load: str | None = None,
+    save: str | None = None,
+) -> Outcome:
+    """Train on a plan; collective.
+
+    Args:
+        load: folder of a checkpoint to go on from; its step counts as done.
+        save: folder to write one to at the end.
+    """
     module = sharded(world, placement, ranks)
     step = RowsStep(module, None, ascend_every=world.ascend_every)
+    if load:
+        state = everything(world, module, step)
+        dcp.load(state, checkpoint_id=load)
+        load_learning(step.tables, {name: x for name, x in state.items() if name.startswith(OPTIM)})
     share = slice(rank * world.samples // ranks, (rank + 1) * world.samples // ranks)
     losses, weights, perturbed = [], [whole_weights(world, module)], []
-    for number in range(1, world.steps + 1):
+    for number in range(step.tables.steps + 1, world.steps + 1):
         sparse, factors = batch(world, number, rank, ranks), coefficients(world, number)
         seen: list[dict[str, Tensor]] = []
 
@@ -261,7 +278,19 @@ def run(rank: int, ranks: int, world: World, placement: Mapping[str, str]) -> Ou
         weights.append(whole_weights(world, module))
         if len(seen) == 2:
             perturbed.append(seen[1])
+    if save:
+        dcp.save(everything(world, module, step), checkpoint_id=save)
     return Outcome(losses, weights, perturbed, whole_state(step), step.tables.most_frequent(), step.refused)
+
+
+def everything(world: World, module: nn.Module, step: RowsStep) -> dict[str, Tensor]:
+    """Weights and learning state for torch.distributed.checkpoint, in memory shared with the engine."""
+    dims = {table.name: (table.rows, table.dim) for table in world.tables}
+    windows: dict[str, list[Window]] = {name: [] for name in dims}
+    for name, row, column, weights in local_shards(module):
+        windows[name].append(Window(row, column, weights[:, : max(0, dims[name][1] - column)]))
+    tables: dict[str, Tensor] = {name: LogicalTable(*dims[name], windows[name]) for name in dims}
+    return tables | learning_state(step.tables)
 
 
 SHARDINGS = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
