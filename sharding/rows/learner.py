@@ -18,6 +18,7 @@ from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from sparta.models.embedding import table_name
 from sparta.models.hashing import key
 from sparta.optim.rows import kernels_for
+from sparta.optim.rows.frequency import count, scale
 from sparta.optim.rows.group import BASES, Group, Kernels, Rates, Shape, Slots, Sum, Touched
 from sparta.sharding.engines import TableOptimizer
 
@@ -105,7 +106,14 @@ class Learner:
         self._advances = vector(
             [c and f != "dataset" for c, f in zip(self.counting, frequencies, strict=True)], torch.bool
         )
-        self._left_out = self._rows_left_out(device)
+        first_rows = group.layout.first_row.tolist()
+        self._missing = vector(
+            [
+                -1 if one.optimizer.count_missing or origin[0] else first
+                for one, origin, first in zip(learning, group.origins, first_rows, strict=False)
+            ],
+            torch.int64,
+        )
 
     @classmethod
     def of(
@@ -140,15 +148,9 @@ class Learner:
 
     def count(self, touched: Touched) -> Tensor:
         """Add a batch's occurrences; (T,) the largest frequency among its rows, 0 where nothing is counted."""
-        best = torch.zeros(len(self.names), dtype=torch.int64, device=self.group.weights.device)
         if self.counts is None:
-            return best
-        new = touched.counts * self._advances[touched.tables]
-        self.counts.index_add_(0, touched.rows, new)
-        seen = self.counts[touched.rows]
-        if self._left_out is not None:
-            seen = seen.masked_fill(torch.isin(touched.rows, self._left_out), 0)
-        return best.scatter_reduce_(0, touched.tables, seen, "amax")
+            return torch.zeros_like(self._missing)
+        return count(touched, self.counts, self._advances, self._missing)
 
     def settle(self, touched: Touched, *, kept: bool) -> None:
         """End the step of a batch: take back counts that were only its own, or all of it if it was refused."""
@@ -160,8 +162,8 @@ class Learner:
     def largest(self) -> Tensor:
         """(T,) the largest frequency of each table's rows here, from all of them."""
         found = torch.zeros(len(self.names), dtype=torch.int64, device=self.group.weights.device)
-        for table, (count, _) in enumerate(self._best(table) for table in range(len(self.names))):
-            found[table] = count
+        for table in range(len(self.names)):
+            found[table] = self._best(table)[0]
         return found
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
@@ -172,8 +174,8 @@ class Learner:
         found: dict[str, tuple[int, int]] = {}
         for table, name in enumerate(self.names):
             if self.counting[table] and self.learning[table].optimizer.frequency != "batch":
-                count, row = self._best(table)
-                found[name] = count, row + self.group.origins[table][0]
+                most, row = self._best(table)
+                found[name] = most, row + self.group.origins[table][0]
         return found
 
     def _best(self, table: int) -> tuple[int, int]:
@@ -182,11 +184,11 @@ class Learner:
             return 0, 0
         first = int(self.group.layout.first_row[table])
         counts = self.counts[first : first + rows]
-        if self._left_out is not None and bool((self._left_out == first).any()):
+        if int(self._missing[table]) == first:
             counts = counts.clone()
             counts[0] = 0
-        count = counts.max()
-        return int(count), int((counts == count).nonzero()[0])
+        most = counts.max()
+        return int(most), int((counts == most).nonzero()[0])
 
     def _take_dataset_counts(self, table: int, one: Learning) -> None:
         if one.counts is None:
@@ -195,18 +197,6 @@ class Learner:
         first, rows = int(self.group.layout.first_row[table]), self.group.shapes[table].rows
         begin = self.group.origins[table][0]
         self.counts[first : first + rows] = one.counts[begin : begin + rows].to(self.counts.device)
-
-    def _rows_left_out(self, device: torch.device) -> Tensor | None:
-        """Linear numbers of the rows of id 0 that must not set N*."""
-        rows = [
-            int(self.group.layout.first_row[table])
-            for table, one in enumerate(self.learning)
-            if self.counting[table]
-            and not one.optimizer.count_missing
-            and self.group.origins[table][0] == 0
-            and self.group.shapes[table].rows
-        ]
-        return torch.tensor(rows, dtype=torch.int64, device=device) if rows else None
 
     # --- passes ------------------------------------------------------------------------------------------
 
@@ -222,15 +212,7 @@ class Learner:
             largest: (T,) int64 N*.
             norms: (T,) float64 norm over more than the row, negative where the row's own is meant.
         """
-        tables = one.touched.tables
-        radius = self._rho[tables]
-        if self.counts is not None:
-            # Only a row of id 0 that is left out of N* can have more than that.
-            share = (self.counts[one.touched.rows] / largest.clamp(min=1)[tables]).clamp(max=1.0)
-            radius = radius * torch.maximum(share, self._xi[tables])
-        norm = norms[tables]
-        norm = torch.where(norm < 0, one.sum.squares.sqrt(), norm)
-        return torch.where(norm == 0, 0.0, radius / norm)
+        return scale(one.touched, one.sum.squares, self.counts, largest, self._rho, self._xi, norms)
 
     def perturb(self, one: Pass, scale: Tensor, *, step: int) -> Tensor:
         return self.kernels.perturb(self.group, one.touched, one.sum.gradient, scale, self.eta, step=step)
