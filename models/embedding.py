@@ -66,21 +66,40 @@ class Inputs:
 
 
 class Embedded:
-    """Pooled rows of one batch, read by field; the columns behind it are shared, not copied."""
+    """Pooled rows of one batch, read by field; the columns behind it are shared, not copied.
+
+    Args:
+        columns: by table name, each (B, padded width).
+        side_by_side: the same in one tensor, if there the deep tables stand first and unpadded, then the
+            1-wide ones, both in the order of the features. Then nothing is copied.
+    """
 
     def __init__(
-        self, columns: Mapping[str, Tensor], dims: Mapping[str, int], features: Sequence[str]
+        self,
+        columns: Mapping[str, Tensor],
+        dims: Mapping[str, int],
+        features: Sequence[str],
+        side_by_side: Tensor | None = None,
     ) -> None:
-        self._columns = columns  # by table name, each (B, padded width)
+        self._columns = columns
         self._dims = dims
         self._features = features
+        self._side_by_side = side_by_side
 
     def fields(self) -> list[Tensor]:
         """F tensors (B, E_f), one a categorical feature in the schema's order."""
         return [self._unpadded(name) for name in self._features]
 
+    def deep(self) -> Tensor:
+        """(B, sum of E_f): all fields side by side."""
+        if self._side_by_side is not None:
+            return self._side_by_side[:, : sum(self._dims[name] for name in self._features)]
+        return torch.cat(self.fields(), dim=1)
+
     def wide(self) -> Tensor:
         """(B, F) first-order weights."""
+        if self._side_by_side is not None:
+            return self._side_by_side[:, -len(self._features) * padded(1) :: padded(1)]
         # One strided slice instead of F: each would cost a buffer of zeros in the backward pass.
         return torch.cat([self._columns[name + WIDE] for name in self._features], dim=1)[:, :: padded(1)]
 
@@ -114,13 +133,15 @@ class Embeddings(nn.Module):
             )
         self.features = tuple(feature.name for feature in schema.sparse)
         self.specs: list[Table] = []
-        for feature in schema.sparse:
-            if deep:
-                self.specs.append(Table(feature.name, feature.name, feature.rows, inputs.dim(feature.name)))
-            if wide:
-                self.specs.append(Table(feature.name + WIDE, feature.name, feature.rows, 1))
+        # The deep tables first: on one rank their pooled rows then lie side by side as models want them.
+        if deep:
+            self.specs += [Table(f.name, f.name, f.rows, inputs.dim(f.name)) for f in schema.sparse]
+        if wide:
+            self.specs += [Table(f.name + WIDE, f.name, f.rows, 1) for f in schema.sparse]
         self._check(inputs, equal_dims)
         self._dims = {table.name: table.dim for table in self.specs}
+        unpadded = all(table.dim == padded(table.dim) for table in self.specs if table.name in self.features)
+        self._joinable = deep and unpadded
         self._mean = tuple(
             name
             for name in self.features
@@ -159,6 +180,11 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> Embedded:
         """Look up and pool: one column block per table."""
         pooled: KeyedTensor = self.tables(batch.sparse)
+        if self._joinable and not self._mean and list(pooled.keys()) == [key for _, key in self._outputs()]:
+            whole = pooled.values()
+            widths = [padded(table.dim) for table in self.specs]
+            columns = dict(zip((table.name for table in self.specs), whole.split(widths, 1), strict=True))
+            return Embedded(columns, self._dims, self.features, whole)
         by_key = pooled.to_dict()
         columns = {table.name: by_key[output] for table, output in self._outputs()}
         if self._mean:

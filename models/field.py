@@ -32,10 +32,9 @@ class Fields(nn.Module):
             self.vectors_DE = nn.Parameter(DENSE_STD * torch.randn(len(schema.dense), dim))
 
     def forward(self, dense_BD: Tensor, embedded: Embedded) -> Tensor:
-        columns = embedded.fields()
-        if self.vectors_DE is not None:
-            columns.insert(0, (dense_BD[:, :, None] * self.vectors_DE).flatten(1))
-        return torch.cat(columns, dim=1)
+        if self.vectors_DE is None:
+            return embedded.deep()
+        return torch.cat([(dense_BD[:, :, None] * self.vectors_DE).flatten(1), embedded.deep()], dim=1)
 
 
 class FirstOrder(nn.Module):

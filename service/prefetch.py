@@ -26,7 +26,7 @@ class Prefetcher:
         self._batches = batches
         self._device = device
         self._collections = collections
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._next: tuple[Batch, list[Arrived]] | None = None
 
     def __iter__(self) -> "Prefetcher":

@@ -154,8 +154,8 @@ class Rows:
     """Our row kernels, applied when every rank has every gradient."""
 
     kernels = ("fused",)
-    # FBGEMM only looks rows up here; of its optimizers SGD is the one without state.
-    fused_params: Mapping[str, Any] = Fbgemm.fused_params
+    # FBGEMM only looks rows up here. Ids are checked once a step (rows/bags.py), not in each of its passes.
+    fused_params: Mapping[str, Any] = {"bounds_check_mode": BoundsCheckMode.NONE}
     sharding_types = SHARDING_TYPES
     empty_shards = True
     splits_rowwise_state = True

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
@@ -64,13 +65,26 @@ class _Bag:
     def bind(self, learning: Mapping[str, Learning], replicated: bool) -> None:
         """Give every table its way of learning, by TorchRec's table name."""
         self.learner = Learner.of(self.config, self.emb_module, learning, replicated=replicated)
-        self.anchor = torch.zeros((), device=self.learner.group.weights.device, requires_grad=True)
+        device = self.learner.group.weights.device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        rows = [shape.rows for shape in self.learner.group.shapes for _ in range(shape.features)]
+        self._rows = torch.tensor(rows, device=device)
+        self._warnings = torch.zeros(1, dtype=torch.int64, device=device)
 
     def call(self, features: KeyedJaggedTensor) -> Call:
+        """The ids that arrived, every one within its table.
+
+        Raises:
+            RuntimeError: an id is not (on a GPU, the device's assertion fails).
+        """
         weights = features.weights_or_none() if self.config.is_weighted else None
-        bags = Bags(
-            features.values().long(), features.offsets().long(), None if weights is None else weights.detach()
+        ids, offsets = features.values().long(), features.offsets().long()
+        weights = None if weights is None else weights.detach()
+        # Before anything indexes with them: our kernels and FBGEMM's would read and write where they say.
+        torch.ops.fbgemm.bounds_check_indices(
+            self._rows, ids, offsets, BoundsCheckMode.FATAL.value, self._warnings, weights
         )
+        bags = Bags(ids, offsets, weights)
         return ReplicaCall(self.learner, bags) if self.learner.replicated else Call(self.learner, bags)
 
     def look_up(self, call: Call, weights: Tensor | None) -> Tensor:
@@ -135,7 +149,8 @@ class Lookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]
     def forward(self, features: KeyedJaggedTensor, calls: list[Call] | None = None) -> Tensor:
         calls = self.calls(features) if calls is None else calls
         if not calls:
-            return self._dummy_embs_tensor.view(features.stride(), 0)
+            nothing: Tensor = self._dummy_embs_tensor.view(features.stride(), 0)
+            return nothing
         weights = features.weights_or_none()
         if weights is not None and weights.requires_grad:
             parts = weights.split([len(call.bags.ids) for call in calls])

@@ -49,7 +49,7 @@ class RowsStep:
         self.tables = RowTables(module)
         self.refused = 0
         """Steps left out because something was not finite."""
-        self._module = module
+        self._passes = Passes(module)
         self._optimizer = dense
         parameters, buffers = dense_tensors(module)
         self._parameters = {name: p for name, p in parameters.items() if p.requires_grad}
@@ -77,7 +77,7 @@ class RowsStep:
         buffers = [buffer.clone() for buffer in self._buffers]
         finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
         ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
-        with Passes(self._module) as passes:
+        with self._passes as passes:
             if ascending:
                 with passes.first(averages=share is None):
                     first, finite = self._ascend(share or forward)

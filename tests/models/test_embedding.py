@@ -73,12 +73,25 @@ def test_fields_do_not_depend_on_the_order_torchrec_delivers() -> None:
     assert_close(found.wide(), expected.wide())
 
 
+def test_what_lies_side_by_side_is_not_copied_and_is_the_same() -> None:
+    schema = toy_schema(sparse=3, multi=0)
+    model = materialise(Holder(Embeddings(Inputs(schema, embedding_dim=8), wide=True)), std=1.0)
+    batch = toy_batch(schema, 12, seed=1)
+    found = model.embeddings(batch)
+    model.embeddings.tables = Shuffled(model.embeddings.tables)
+    expected = model.embeddings(batch)
+    assert_close(found.deep(), expected.deep())
+    assert_close(found.wide(), expected.wide())
+    assert found.deep().untyped_storage().data_ptr() == found.wide().untyped_storage().data_ptr()
+    assert expected.deep().untyped_storage().data_ptr() != expected.wide().untyped_storage().data_ptr()
+
+
 def test_tables_are_one_per_feature_and_a_twin_where_asked_for() -> None:
     inputs = Inputs(toy_schema(sparse=2, multi=0), embedding_dim=6, dims={"C2": 3})
     assert Embeddings(inputs, wide=True).specs == [
         Table("C1", "C1", 5, 6),
-        Table("C1.wide", "C1", 5, 1),
         Table("C2", "C2", 11, 3),
+        Table("C1.wide", "C1", 5, 1),
         Table("C2.wide", "C2", 11, 1),
     ]
     assert [table.name for table in Embeddings(inputs, deep=False, wide=True).specs] == ["C1.wide", "C2.wide"]
