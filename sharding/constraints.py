@@ -5,9 +5,10 @@
   no 8 stored columns to split is refused.
 - Without a constraint, column_wise cuts at TorchRec's 128 columns or more; with one, into as many shards as
   there are ranks if the width allows, at least two, each a multiple of 4 wide.
-- Row-wise Adagrad is split by columns only where a constraint says so (see sharder.py).
-- A table is split by rows only where every rank gets some: FBGEMM's CPU kernels read past their memory for
-  a table without rows.
+- A table is a replica on every rank (data_parallel) only where a constraint says so.
+- With engine fbgemm, row-wise Adagrad is split by columns only where a constraint says so (see engines.py).
+- With engine fbgemm, a table is split by rows only where every rank gets some: its CPU kernels read past their
+  memory for a table without rows.
 - On CPU a table that is no large share of all stays whole: TorchRec's planner, whose costs are those of
   GPUs, would split the smallest by rows, and every rank would then pool and send every sample of it.
 """
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sparta.models.embedding import WIDE, Table, padded
 from sparta.models.errors import ConfigError, PlanError
-from sparta.sharding.engines import SHARDING_TYPES, TableOptimizer
+from sparta.sharding.engines import SHARDING_TYPES, Engine, TableOptimizer
 from sparta.sharding.record import rows_run_out
 
 
@@ -50,6 +51,7 @@ def allowed_types(
     tables: Sequence[Table],
     constraints: Mapping[str, Sequence[str]],
     optimizers: Mapping[str, TableOptimizer],
+    engine: Engine,
     *,
     ranks: int,
     local_ranks: int,
@@ -63,18 +65,28 @@ def allowed_types(
     parts = {"row_wise": ranks, "table_row_wise": local_ranks}
     asked = spelled_out(tables, constraints)
     allowed = {}
+    unasked = [kind for kind in engine.sharding_types if kind != "data_parallel"]
     for table in tables:
-        # A replica on every rank is for those who ask for it.
-        types = [kind for kind in SHARDING_TYPES if kind in asked.get(table.name, SHARDING_TYPES[:4])]
+        wanted = asked.get(table.name, unasked)
+        for kind in wanted:
+            if kind not in engine.sharding_types:
+                raise ConfigError(
+                    f"sharding.constraints.{table.name}: engine {optimizers[table.name].engine} has no {kind}; "
+                    f"use {', '.join(engine.sharding_types)}, or optim.tables.engine: rows"
+                )
+        types = [kind for kind in SHARDING_TYPES if kind in wanted]
         narrow = column_width(table, ranks=1) is None
-        if narrow or (optimizers[table.name].name == "rowwise_adagrad" and table.name not in asked):
+        split_state = optimizers[table.name].name == "rowwise_adagrad" and not engine.splits_rowwise_state
+        if narrow or (split_state and table.name not in asked):
             types = [kind for kind in types if kind != "column_wise"]
-        short = [kind for kind in types if rows_run_out(table.rows, parts.get(kind, 1))]
+        short = [
+            kind for kind in types if not engine.empty_shards and rows_run_out(table.rows, parts.get(kind, 1))
+        ]
         types = [kind for kind in types if kind not in short]
         if short and not types:
             raise PlanError(
                 f"sharding.constraints: table {table.name} has {table.rows} rows, too few for {short[0]} on "
-                f"{parts[short[0]]} ranks: one would hold none, which FBGEMM cannot; allow table_wise"
+                f"{parts[short[0]]} ranks: one would hold none, which engine fbgemm cannot; allow table_wise"
             )
         if not types:
             if table.name in constraints or not table.name.endswith(WIDE):

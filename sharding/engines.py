@@ -25,6 +25,7 @@ from sparta.models.errors import ConfigError
 FLOAT_BYTES = 4
 COUNT_BYTES = 8
 STAMP_BYTES = 4
+SLOT_BYTES = 4
 
 TWO_PASS = ("helen", "sam", "asam")
 SHARDING_TYPES = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
@@ -94,6 +95,9 @@ class Engine(Protocol):
     def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
         """Bytes that stay with a shard beside its weights, columns with padding."""
 
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+        """Bytes of one step's buffers of its own, for so many ids that reach a shard of so many columns."""
+
     def equip(
         self, parameter: nn.Parameter, table: Table, optimizer: TableOptimizer, *, whole_rows: bool
     ) -> None:
@@ -132,6 +136,9 @@ class Fbgemm:
     def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
         entries = {"sgd": 0, "adagrad": columns, "rowwise_adagrad": 1, "adam": 2 * columns}
         return rows * entries[optimizer.name] * FLOAT_BYTES
+
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+        return 0
 
     def equip(
         self, parameter: nn.Parameter, table: Table, optimizer: TableOptimizer, *, whole_rows: bool
@@ -174,6 +181,14 @@ class Rows:
         counted = optimizer.name == "helen" and optimizer.frequency != "batch"
         per_row = entries[optimizer.steps_by] * FLOAT_BYTES + STAMP_BYTES + (COUNT_BYTES if counted else 0)
         return rows * per_row
+
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+        # At worst every id is another row. Of each: number, table, occurrences and squared norm; its gradient;
+        # under a rule also the factor, the row before the ascent and the gradient of the second pass.
+        per_id = SLOT_BYTES + 4 * COUNT_BYTES + columns * FLOAT_BYTES
+        if optimizer.rule:
+            per_id += COUNT_BYTES + 2 * columns * FLOAT_BYTES
+        return ids * per_id
 
     def equip(
         self, parameter: nn.Parameter, table: Table, optimizer: TableOptimizer, *, whole_rows: bool

@@ -2,9 +2,11 @@
 
 Of a shard with r rows and c columns (padding included) of a table of R rows, under a global batch of B slots:
 - weights: 4 r c
-- optimizer: what the engine keeps (sgd 0, adagrad 4 r c, rowwise_adagrad 4 r, adam 8 r c)
-- buffers of one step, at one id a bag: ids that reach it 8 B r / R, bag offsets 8 B, and the pooled rows it
-  makes for every slot, forward and gradient: 2 * 4 B c
+- optimizer: what the engine keeps (sgd 0, adagrad 4 r c, rowwise_adagrad 4 r, adam 8 r c; engine rows also a stamp
+  of 4 r, and 8 r of occurrences for Helen)
+- buffers of one step, at one id a bag, so n = B r / R ids that reach it: the ids 8 n, bag offsets 8 B, and the
+  pooled rows it makes for every slot, forward and gradient: 2 * 4 B c; engine rows also, if every id is another
+  row: 36 n and its gradient 4 n c, with an ascend rule 8 n and 2 * 4 n c more
 Each rank also receives, for its own slots, the pooled rows of every table and sends their gradients back:
 2 * 4 (B / ranks) sum of the padded widths (`received_bytes`). The dense part of the model is not counted.
 """
@@ -40,7 +42,9 @@ def shard_bytes(
     return ShardBytes(
         weights=rows * columns * FLOAT_BYTES,
         optimizer=engine.state_bytes(optimizer, rows, columns),
-        buffers=(ids + batch_size) * INDEX_BYTES + PASSES * batch_size * columns * FLOAT_BYTES,
+        buffers=(ids + batch_size) * INDEX_BYTES
+        + PASSES * batch_size * columns * FLOAT_BYTES
+        + engine.buffer_bytes(optimizer, ids, columns),
     )
 
 

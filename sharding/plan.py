@@ -66,7 +66,7 @@ def make_plan(
             f"{ranks} ranks are no whole number of nodes of {local_ranks}; every node needs as many"
         )
     engine = engine_for(tables, optimizers, device)
-    allowed = allowed_types(tables, constraints, optimizers, ranks=ranks, local_ranks=local_ranks)
+    allowed = allowed_types(tables, constraints, optimizers, engine, ranks=ranks, local_ranks=local_ranks)
     asked = spelled_out(tables, constraints)
     received = received_bytes(tables, batch_size=batch_size, ranks=ranks)
     topology = _topology(ranks, local_ranks, device, max(1, (memory_bytes or _UNLIMITED) - received))
@@ -134,7 +134,8 @@ def load_plan(
     """
     try:
         plan = read_plan(path).on(local_ranks=local_ranks, device=device)
-        plan.check(tables, ranks=ranks)
+        engine = engine_for(tables, optimizers, device)
+        plan.check(tables, ranks=ranks, empty_shards=engine.empty_shards)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
     plan = estimated(plan, tables, optimizers, batch_size=batch_size)
@@ -294,6 +295,16 @@ def _too_large(
 
 def _table_plan(table: Table, placed: Any) -> TablePlan:
     """Our record of one ParameterSharding; columns are cut back to the logical width."""
+    if placed.sharding_type == "data_parallel":
+        whole = [ShardPlan(rank=rank, rows=(0, table.rows), columns=(0, table.dim)) for rank in placed.ranks]
+        return TablePlan(
+            name=table.name,
+            rows=table.rows,
+            dim=table.dim,
+            sharding="data_parallel",
+            kernel=placed.compute_kernel,
+            shards=tuple(whole),
+        )
     shards = []
     for shard, rank in zip(placed.sharding_spec.shards, placed.ranks, strict=True):
         (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes

@@ -27,7 +27,7 @@ from sparta.models.schema import Record
 from sparta.sharding.estimate import ShardBytes
 from sparta.sharding.tables import collections_of
 
-ShardingName = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"]
+ShardingName = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 
 class ShardPlan(Record):
@@ -108,8 +108,12 @@ class Plan(Record):
             )
         return self.model_copy(update={"local_ranks": local_ranks, "device": device})
 
-    def check(self, tables: Sequence[Table], *, ranks: int) -> None:
-        """Raise PlanError unless this plan places exactly these tables on that many ranks."""
+    def check(self, tables: Sequence[Table], *, ranks: int, empty_shards: bool = True) -> None:
+        """Raise PlanError unless this plan places exactly these tables on that many ranks.
+
+        Args:
+            empty_shards: whether a rank may hold no row of a table that is split by rows.
+        """
         if self.ranks != ranks:
             raise PlanError(f"the plan is for {self.ranks} ranks, the job has {ranks}; make a new plan")
         if self.ranks % self.local_ranks:
@@ -123,17 +127,18 @@ class Plan(Record):
         for name, table in wanted.items():
             if name not in mine_names:
                 raise PlanError(f"the plan does not place table {name!r}; make a new plan")
-            self._check_table(self.table(name), table)
+            self._check_table(self.table(name), table, empty_shards)
 
-    def _check_table(self, mine: TablePlan, table: Table) -> None:
+    def _check_table(self, mine: TablePlan, table: Table, empty_shards: bool) -> None:
         if (mine.rows, mine.dim) != (table.rows, table.dim):
             raise PlanError(
                 f"the plan's table {table.name} is {mine.rows} x {mine.dim}, "
                 f"the model's is {table.rows} x {table.dim}; make a new plan"
             )
-        if any(start == stop for start, stop in (shard.rows for shard in mine.shards)):
+        if not empty_shards and any(start == stop for start, stop in (shard.rows for shard in mine.shards)):
             raise PlanError(
-                f"the plan gives a rank no row of table {table.name}, which FBGEMM cannot hold; make a new plan"
+                f"the plan gives a rank no row of table {table.name}, which engine fbgemm cannot hold; "
+                "make a new plan or use engine rows"
             )
         found = [(shard.rows, shard.columns) for shard in mine.shards]
         where = [shard.rank for shard in mine.shards]
@@ -160,6 +165,7 @@ class Plan(Record):
                 "table_wise": "one rank",
                 "row_wise": "ranks 0, 1, ... in order",
                 "table_row_wise": "the ranks of one node in order",
+                "data_parallel": "ranks 0, 1, ... in order",
             }.get(mine.sharding, "")
         if not fits:
             raise PlanError(
@@ -169,7 +175,7 @@ class Plan(Record):
     def _homes(self, sharding: str, where: list[int]) -> list[list[int]]:
         if sharding == "table_wise":
             return [where[:1]]
-        if sharding == "row_wise":
+        if sharding in ("row_wise", "data_parallel"):
             return [list(range(self.ranks))]
         nodes = range(0, self.ranks, self.local_ranks)
         return [list(range(first, first + self.local_ranks)) for first in nodes]
@@ -191,7 +197,9 @@ class Plan(Record):
             sharding_type=table.sharding,
             compute_kernel=table.kernel,
             ranks=[shard.rank for shard in table.shards],
-            sharding_spec=EnumerableShardingSpec(
+            sharding_spec=None
+            if table.sharding == "data_parallel"
+            else EnumerableShardingSpec(
                 [
                     ShardMetadata(
                         shard_sizes=list(shard.stored),
@@ -213,8 +221,8 @@ def windows(
     sharding: str, table: Table, *, ranks: int, local_ranks: int, column_width: int | None
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Row and column ranges of a table's shards, as TorchRec cuts them: blocks of ceil(rows / parts)."""
-    if sharding == "table_wise":
-        return [((0, table.rows), (0, table.dim))]
+    if sharding in ("table_wise", "data_parallel"):
+        return [((0, table.rows), (0, table.dim))] * (1 if sharding == "table_wise" else ranks)
     if sharding == "column_wise":
         width = column_width or padded(table.dim)
         starts = range(0, padded(table.dim), width)

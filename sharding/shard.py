@@ -101,7 +101,8 @@ def shard(
     """
     plan = from_first(plan)
     tables = tables_of(model)
-    plan.check(tables, ranks=ranks())
+    engine = engine_for(tables, optimizers, device.type)
+    plan.check(tables, ranks=ranks(), empty_shards=engine.empty_shards)
     if plan.device != device.type:
         raise PlanError(
             f"the plan is for {plan.device}, this process trains on {device.type}; make a new plan"
@@ -112,7 +113,6 @@ def shard(
             f"table {by_node[0]} is table_row_wise over nodes of {plan.local_ranks} ranks, "
             f"LOCAL_WORLD_SIZE says {get_local_size()}; make a new plan"
         )
-    engine = engine_for(tables, optimizers, device.type)
     by_name = {table.name: table for table in tables}
 
     def learning(config: EmbeddingBagConfig) -> Learning:

@@ -16,4 +16,5 @@ class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         return list(self._engine.sharding_types)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return list(self._engine.kernels)
+        # Replicas have a kernel of their own in TorchRec.
+        return ["dense"] if sharding_type == "data_parallel" else list(self._engine.kernels)

@@ -29,14 +29,6 @@ class RowsSharder(Sharder):
         self._learning = learning
         self._named = named
 
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        # `dense` is TorchRec's kernel for replicas; ours takes its place as it does that of `fused`.
-        return (
-            ["dense"]
-            if sharding_type == "data_parallel"
-            else super().compute_kernels(sharding_type, compute_device_type)
-        )
-
     def shard(
         self,
         module: EmbeddingBagCollection,
