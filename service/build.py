@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparta.models import zoo
 from sparta.models.embedding import WIDE, Inputs, Table
@@ -18,6 +18,7 @@ from sparta.models.schema import Schema, load_schema
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
 from sparta.service.config import EarlyStopSettings, Job, TableSettings
 from sparta.service.data.loader import Loader
+from sparta.service.data.vocab import load_vocabulary
 from sparta.service.step import FusedStep, RowStep, Step
 from sparta.service.world import World
 from sparta.sharding.engines import TableOptimizer
@@ -117,6 +118,16 @@ def table_optimizers(job: Job, tables: Sequence[Table]) -> dict[str, TableOptimi
     return chosen
 
 
+def row_counts(job: Job, tables: Sequence[Table]) -> dict[str, Tensor]:
+    """Training occurrences of every row, (rows,) int64, of tables whose radius goes by the whole dataset."""
+    chosen = table_optimizers(job, tables)
+    wanted = [t for t in tables if chosen[t.name].rule == "helen" and chosen[t.name].frequency == "dataset"]
+    return {
+        table.name: torch.from_numpy(load_vocabulary(Path(job.data.path), table.feature).counts)
+        for table in wanted
+    }
+
+
 def plan(
     job: Job,
     of: nn.Module,
@@ -169,6 +180,7 @@ def sharded(job: Job, built: nn.Module, by: Plan, world: World) -> Sharded:
         seed=job.train.seed,
         init_std=job.model.init_std,
         init_stds={name: std for name, std in stds.items() if std is not None},
+        row_counts=row_counts(job, tables),
     )
 
 

@@ -1,22 +1,18 @@
 """The job file: what a user may write, checked before anything starts. No torch here.
 
-A job is YAML. Unknown keys are refused with the nearest known one; every field's docstring says
-what it means and its unit. Only `service/build.py` turns these settings into objects.
+A job is YAML; every field's docstring says what it means and its unit. Only `service/build.py` turns these
+settings into objects.
 """
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -28,28 +24,25 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
+from sparta.service.settings import Settings, Yaml, edit, explain
 
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 TWO_PASS = ("helen", "sam", "asam")
-
-
-class Yaml(yaml.SafeLoader):
-    """YAML 1.1, but for floats: there 1e-5, without a point, is a text."""
-
-
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
+ASCENT = (
+    "base",
+    "rho",
+    "xi",
+    "norm",
+    "frequency",
+    "count_missing",
+    "eta",
+    "perturb_dense",
+    "ascend_every",
+    "ascend_fraction",
 )
-
-
-class Settings(BaseModel):
-    """Frozen, and refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+"""Keys that only these read."""
 
 
 class DownSampling(Settings):
@@ -135,7 +128,7 @@ class TableOptimizerSettings(Settings):
     eta: PositiveFloat = 0.01
     """ASAM's constant beside |w|."""
     perturb_dense: bool = False
-    """Helen: let the dense parameters ascend too, which costs their gradient in the first pass. SAM and ASAM always do."""
+    """Helen: let the dense parameters ascend too, for the price of their gradient; SAM and ASAM always do."""
     ascend_every: PositiveInt = 1
     """Ascend in every so-manieth step; the others are plain."""
     ascend_fraction: float = Field(default=1.0, gt=0, le=1)
@@ -147,6 +140,12 @@ class TableOptimizerSettings(Settings):
             raise ValueError("engine rows has no adagrad; use rowwise_adagrad, or engine: fbgemm")
         if self.engine == "fbgemm" and self.name in TWO_PASS:
             raise ValueError(f"engine fbgemm has no {self.name}; use engine: rows")
+        for key in ASCENT if self.name not in TWO_PASS else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} {getattr(self, key)}: {self.name} does not ascend; drop it, or use name: helen "
+                    "(of single tables: tables.<name>.optimizer)"
+                )
         if abs(1 / self.ascend_fraction - round(1 / self.ascend_fraction)) > 1e-6:
             raise ValueError(
                 f"ascend_fraction {self.ascend_fraction} is not 1 over a whole number, such as 0.25"
@@ -300,80 +299,3 @@ def parse_job(raw: Mapping[str, Any], source: str) -> Job:
     if sharding.plan != "auto":
         sharding = sharding.model_copy(update={"plan": os.path.abspath(os.path.expanduser(sharding.plan))})
     return job.model_copy(update={"data": data, "sharding": sharding})
-
-
-def edit(raw: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.c=value` to a nested mapping, in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: not of the form key.key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = {} if raw.get(parent) is None else raw[parent]  # `early_stop: null` is as good as none
-        raw[parent] = below
-        if not isinstance(below, dict):
-            raise ConfigError(f"--set {override}: {parent} is {below!r}, not a mapping; set it as a whole")
-        raw = below
-    try:
-        raw[last] = yaml.load(text, Yaml)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    value = first.get("input")
-    match first["type"]:
-        case "extra_forbidden":
-            above, _, key = place.rpartition(".")
-            return f"{place}: unknown key{_nearest(key, _keys(root, first['loc'][:-1]), above)}"
-        case "missing":
-            return f"{place}: this key is required"
-        case "literal_error":
-            known = [
-                word.strip("'") for word in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")
-            ]
-            return f"{place}: {value!r} is none of {', '.join(known)}{_nearest(str(value), known, '')}"
-        case "value_error":
-            message = str(first["ctx"]["error"])
-            return f"{place}: {message}" if place else message
-        case "tuple_type" | "list_type":
-            return f"{place}: {value!r} is no list; write [{value}]"
-        case "dict_type" | "model_type" | "mapping_type":
-            return f"{place}: {value!r} is no mapping of keys to values"
-        case _:
-            return f"{place}: {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _nearest(word: str, known: Sequence[str], above: str) -> str:
-    match = get_close_matches(word, known, 1, 0.5)
-    if match:
-        return f"; did you mean {above + '.' if above else ''}{match[0]}?"
-    return f"; known: {', '.join(known)}" if above or known else ""
-
-
-def _keys(root: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The keys a section knows, found by walking the annotations along `path`."""
-    section: type[BaseModel] | None = root
-    parts = iter(path)
-    for part in parts:
-        field = section.model_fields.get(str(part)) if section else None
-        if field is None:
-            return []
-        if get_origin(field.annotation) is Mapping:
-            next(parts, None)  # the mapping's own key, such as a table's name
-        section = _section(field.annotation)
-    return list(section.model_fields) if section else []
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The settings class inside `X`, `X | None` or `Mapping[str, X]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section(argument)
-        if found is not None:
-            return found
-    return None

@@ -88,12 +88,16 @@ def test_the_names_of_settings_are_those_of_what_they_set() -> None:
     """Literals repeat names that live in modules with torch, which the configuration must not load."""
     from typing import get_args
 
+    from sparta.optim.rows.group import BASES
     from sparta.service import build, config
-    from sparta.sharding.engines import ENGINES, SHARDING_TYPES, Fbgemm
+    from sparta.sharding.engines import ENGINES, SHARDING_TYPES, TWO_PASS, Fbgemm
 
     assert set(get_args(config.DenseOptimizerName)) == set(build.DENSE_OPTIMIZERS)
     assert set(get_args(config.ShardingType)) == set(SHARDING_TYPES)
-    assert set(get_args(config.TableOptimizerName)) == set(Fbgemm._TYPES)
+    assert set(get_args(config.TableOptimizerName)) == {*Fbgemm._TYPES, *BASES, *TWO_PASS}
+    assert config.TWO_PASS == TWO_PASS
+    base = config.TableOptimizerSettings.model_fields["base"].annotation
+    assert set(get_args(base)) == set(BASES)
     assert set(get_args(config.TableOptimizerSettings.model_fields["engine"].annotation)) == set(ENGINES)
 
 

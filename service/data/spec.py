@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sparta.models.errors import ConfigError, DataError
-from sparta.service.config import Settings, Yaml, edit, explain
+from sparta.service.settings import Settings, Yaml, edit, explain
 
 ALL = "all"
 """Key of files that are split by a fraction."""

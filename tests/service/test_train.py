@@ -15,6 +15,7 @@ from sparta.models.dnn import DNN
 from sparta.models.embedding import Embeddings, Inputs
 from sparta.models.errors import ConfigError
 from sparta.models.schema import load_schema
+from sparta.service import build
 from sparta.service.check import check
 from sparta.service.config import Job
 from sparta.service.data.prepare import encode_file, prepare
@@ -23,6 +24,7 @@ from sparta.service.predict import predict, strangers
 from sparta.service.run import RunDirectory
 from sparta.service.train import score, train, trained
 from sparta.service.world import world
+from sparta.sharding.tables import tables_of
 from tests.pool import Pool
 from tests.service import toys
 
@@ -75,6 +77,36 @@ def test_the_number_of_ranks_changes_nothing(
     assert results[0]["eval"]["test"]["click"]["auc"] == pytest.approx(
         expected["eval"]["test"]["click"]["auc"], abs=2e-3
     )
+
+
+HELEN = {"tables": {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_every": 2}, "dense": {"lr": 0.01}}
+
+
+def test_helen_trains_the_same_on_any_ranks_and_plan(pool: Pool, data: Path, tmp_path: Path) -> None:
+    found = []
+    for ranks, sharding in ((1, "table_wise"), (2, "row_wise"), (4, "data_parallel")):
+        constraints = {name: [sharding] for name in ("user", "colour")}
+        job = toys.job_of(data, optim=HELEN, sharding={"constraints": constraints}, train={"ranks": ranks})
+        run = tmp_path / sharding
+        result = pool.run(ranks, run_job, job, run)[0]
+        found.append((losses(run), result["eval"]["test"]["click"]["auc"]))
+    for curve, auc in found[1:]:
+        np.testing.assert_allclose(curve[:20], found[0][0][:20], rtol=1e-5)
+        assert auc == pytest.approx(found[0][1], abs=2e-3)
+
+
+def test_frequencies_of_the_dataset_are_those_of_its_rows(data: Path) -> None:
+    helen = {"name": "helen", "lr": 0.01, "frequency": "dataset"}
+    job = toys.job_of(data, optim={"tables": helen}, tables={"colour": {"optimizer": "adam"}})
+    schema = build.schema(job)
+    counts = build.row_counts(job, tables_of(build.model(job, schema)))
+    assert "user" in counts
+    assert "colour" not in counts
+    for name, of_rows in counts.items():
+        feature = schema.feature(name.removesuffix(".wide"))
+        ids = pq.read_table(data / "train", columns=[feature.name])[feature.name].combine_chunks()
+        flat = (ids.flatten() if feature.multi else ids).to_numpy()
+        assert of_rows.tolist() == np.bincount(flat, minlength=feature.rows).tolist()
 
 
 def test_a_model_learns_and_its_files_agree(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -133,7 +165,7 @@ def test_rows_without_labels_can_be_scored(
 def test_early_stopping_restores_the_best_weights(pool: Pool, data: Path, tmp_path: Path) -> None:
     job = toys.job_of(
         data,
-        optim={"tables": {"name": "adagrad", "lr": 2.0}, "dense": {"lr": 0.05}},
+        optim={"tables": {"name": "adagrad", "engine": "fbgemm", "lr": 2.0}, "dense": {"lr": 0.05}},
         train={"epochs": 20, "early_stop": {"metric": "logloss", "patience": 1}},
     )
     result = pool.run(1, run_job, job, tmp_path / "run")[0]
@@ -261,7 +293,9 @@ def test_a_run_is_not_scored_with_another_vocabulary(pool: Pool, tmp_path: Path)
 
 
 def test_without_early_stopping_evaluate_gives_the_result_too(pool: Pool, data: Path, tmp_path: Path) -> None:
-    job = toys.job_of(data, optim={"tables": {"name": "adagrad", "lr": 2.0}}, train={"epochs": 3})
+    job = toys.job_of(
+        data, optim={"tables": {"name": "adagrad", "engine": "fbgemm", "lr": 2.0}}, train={"epochs": 3}
+    )
     result = pool.run(1, run_job, job, tmp_path / "run")[0]
     again = pool.run(1, run_evaluation, tmp_path / "run", None, "test")[0]
     assert result["weights"] == "last"

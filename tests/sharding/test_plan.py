@@ -77,14 +77,16 @@ def test_shards_tile_their_table(shapes, ranks, sharding) -> None:
         device="cpu",
         batch_size=8,
         constraints=asked,
-        optimizers={table.name: TableOptimizer("sgd", 0.1, engine="fbgemm") for table in of},
+        optimizers={table.name: TableOptimizer("sgd", 0.1) for table in of},
     )
     found.check(of, ranks=ranks[0])
     for table in of:
         mine = found.table(table.name)
         cells = sum((s.rows[1] - s.rows[0]) * (s.columns[1] - s.columns[0]) for s in mine.shards)
-        assert cells == table.rows * table.dim
-        assert sum(s.stored[0] * s.stored[1] for s in mine.shards) == table.rows * padded(table.dim)
+        copies = ranks[0] if mine.sharding == "data_parallel" else 1
+        assert cells == copies * table.rows * table.dim
+        assert sum(s.stored[0] * s.stored[1] for s in mine.shards) == copies * table.rows * padded(table.dim)
+        assert table.name in asked or mine.sharding != "data_parallel"
         if table.name in asked:
             assert mine.sharding == sharding
             assert sharding != "column_wise" or len(mine.shards) >= 2
@@ -131,7 +133,8 @@ def test_rowwise_adagrad_is_not_split_by_columns_unless_asked() -> None:
     ("constraints", "error", "words"),
     [
         ({"T00": ["row_wise"]}, ConfigError, "no table 'T00'; did you mean 'T0'?"),
-        ({"T0": ["data_parallel"]}, ConfigError, "T0: 'data_parallel' is not supported"),
+        ({"T0": ["data_parallel"]}, ConfigError, "T0: engine fbgemm has no data_parallel"),
+        ({"T0": ["grid_shard"]}, ConfigError, "T0: 'grid_shard' is not supported"),
         ({"T0": ["grid_shard"]}, ConfigError, "T0: 'grid_shard' is not supported; use table_wise"),
         ({"T0": []}, ConfigError, "T0: is empty"),
         ({"T1": ["column_wise"]}, PlanError, "T1 has too few columns (4) for column_wise"),
@@ -219,7 +222,7 @@ def edited(path: Path, edit) -> Path:
         (lambda p: p["tables"].append(p["tables"][0]), "'T0', twice"),
         (lambda p: p["tables"][0].update(name="other"), "'other', which the model does not have"),
         (lambda p: p["tables"][0].update(rows=7), "7 x 8, the model's is 1000 x 8"),
-        (lambda p: p["tables"][0].update(sharding="data_parallel"), "sharding"),
+        (lambda p: p["tables"][0].update(sharding="grid_shard"), "sharding"),
         (lambda p: p["tables"][0]["shards"][0].update(rank=5), "on rank 5 of 2"),
         (lambda p: p["tables"][0]["shards"].reverse(), "T0 are not row_wise"),
         (lambda p: p["tables"][0]["shards"].pop(), "T0 are not row_wise"),

@@ -13,8 +13,9 @@ from sparta.models.embedding import Embeddings, Inputs
 from sparta.models.errors import PlanError
 from sparta.models.schema import Schema
 from sparta.sharding.collectives import gather, total
-from sparta.sharding.engines import SHARDING_TYPES
+from sparta.sharding.engines import SHARDING_TYPES, Fbgemm
 from sparta.sharding.plan import make_plan
+from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded, shard
 from sparta.sharding.state import LogicalTable, local_shards
 from sparta.sharding.tables import tables_of
@@ -22,7 +23,8 @@ from tests.pool import Pool
 from tests.sharding import toys
 
 STEPS = 20
-PLANS = (*SHARDING_TYPES, "mixed")
+PLANS = (*Fbgemm.sharding_types, "mixed")
+KINDS = [("fbgemm", kind) for kind in Fbgemm.sharding_types] + [("rows", kind) for kind in SHARDING_TYPES]
 
 
 def comparable(sharding: str, optimizer: str) -> bool:
@@ -46,14 +48,16 @@ def whole_tables(sharded: Sharded) -> dict[str, torch.Tensor]:
     return whole
 
 
-def sharded_toy(sharding: str | None, optimizer: str, ranks: int, lr: float = 0.05) -> Sharded:
+def sharded_toy(
+    sharding: str | None, optimizer: str, ranks: int, lr: float = 0.05, engine: str = "fbgemm"
+) -> Sharded:
     local_ranks = min(ranks, 2)
     model = toys.model()
-    plan = toys.planned(sharding, optimizer, ranks=ranks, local_ranks=local_ranks)
+    plan = toys.planned(sharding, optimizer, ranks=ranks, local_ranks=local_ranks, engine=engine)
     return shard(
         model,
         plan,
-        optimizers=toys.optimizers(model.embeddings.specs, optimizer, lr),
+        optimizers=toys.optimizers(model.embeddings.specs, optimizer, lr, engine),
         device=torch.device("cpu"),
         seed=toys.SEED,
         init_std=toys.STD,
@@ -62,13 +66,21 @@ def sharded_toy(sharding: str | None, optimizer: str, ranks: int, lr: float = 0.
 
 def train(sharded: Sharded, rank: int, ranks: int, steps: int) -> list[float]:
     dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=toys.DENSE_LR)
+    rows = RowsStep(sharded.module, dense) if sharded.row_collections else None
     losses = []
     for step in range(steps):
         of = toys.batch(step, rank, ranks)
-        value = toys.global_loss(sharded(of), of, step, ranks)
-        dense.zero_grad()
-        value.backward()
-        dense.step()
+
+        def forward() -> torch.Tensor:
+            return toys.global_loss(sharded(of), of, step, ranks)  # noqa: B023
+
+        if rows:
+            value = rows(forward)
+        else:
+            value = forward()
+            dense.zero_grad()
+            value.backward()
+            dense.step()
         losses.append(float(total(value.detach())) / ranks)
     return losses
 
@@ -108,9 +120,9 @@ def test_every_plan_trains_like_plain_embedding_bags(run, sharding: str, optimiz
         )
 
 
-def lookup_error(rank: int, ranks: int, sharding: str, bad: int) -> str:
+def lookup_error(rank: int, ranks: int, engine: str, sharding: str, bad: int) -> str:
     """The error of this rank's lookup when rank 0's first C1 id is `bad`; empty when it raises none."""
-    tables = sharded_toy(sharding, "sgd", ranks).model.embeddings.tables
+    tables = sharded_toy(sharding, "sgd", ranks, engine=engine).model.embeddings.tables
     sparse = toys.batch(0, rank, ranks).sparse
     values = sparse.values().clone()
     if rank == 0:
@@ -126,14 +138,18 @@ def lookup_error(rank: int, ranks: int, sharding: str, bad: int) -> str:
 
 
 @pytest.mark.parametrize("bad", [37, 38, 10**9, -1])
-@pytest.mark.parametrize("sharding", SHARDING_TYPES)
-def test_an_id_outside_its_table_is_caught(pool: Pool, sharding: str, bad: int) -> None:
-    errors = pool.run(2, lookup_error, sharding, bad)
+@pytest.mark.parametrize("engine, sharding", KINDS)
+def test_an_id_outside_its_table_is_caught(pool: Pool, engine: str, sharding: str, bad: int) -> None:
+    errors = pool.run(2, lookup_error, engine, sharding, bad)
     assert any("Expected idx < num_rows" in error or "out of bounds" in error for error in errors), errors
 
 
 def initial(rank: int, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
-    return {str(kind): whole_tables(sharded_toy(kind, "sgd", ranks)) for kind in (*SHARDING_TYPES, None)}
+    kinds = [*KINDS, ("fbgemm", None), ("rows", None)]
+    return {
+        f"{engine} {kind}": whole_tables(sharded_toy(kind, "sgd", ranks, engine=engine))
+        for engine, kind in kinds
+    }
 
 
 def test_initial_weights_depend_on_neither_plan_nor_ranks(pool: Pool) -> None:

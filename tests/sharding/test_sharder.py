@@ -88,9 +88,9 @@ def by_formula(weights: torch.Tensor, optimizer: TableOptimizer, scales: list[fl
 
 # An eps of the size of the accumulator's root, so that a wrongly scaled one shows.
 OPTIMIZERS = [
-    TableOptimizer("sgd", 0.1),
-    TableOptimizer("adagrad", 0.1, eps=0.5),
-    TableOptimizer("rowwise_adagrad", 0.1, eps=0.5),
+    TableOptimizer("sgd", 0.1, engine="fbgemm"),
+    TableOptimizer("adagrad", 0.1, eps=0.5, engine="fbgemm"),
+    TableOptimizer("rowwise_adagrad", 0.1, eps=0.5, engine="fbgemm"),
 ]
 
 
@@ -114,10 +114,10 @@ def test_a_new_learning_rate_holds_from_the_next_backward(pool: Pool, optimizer:
 
 def several(rank: int, ranks: int) -> tuple[list[torch.Tensor], list[torch.Tensor], int]:
     optimizers = {
-        "F0": TableOptimizer("sgd", 0.1),
-        "F1": TableOptimizer("sgd", 0.5),
-        "F2": TableOptimizer("adagrad", 0.1),
-        "F3": TableOptimizer("sgd", 0.1),
+        "F0": TableOptimizer("sgd", 0.1, engine="fbgemm"),
+        "F1": TableOptimizer("sgd", 0.5, engine="fbgemm"),
+        "F2": TableOptimizer("adagrad", 0.1, engine="fbgemm"),
+        "F3": TableOptimizer("sgd", 0.1, engine="fbgemm"),
     }
     sharded = sharded_table(optimizers, 8)
     before = whole_tables(sharded)
@@ -131,10 +131,10 @@ def several(rank: int, ranks: int) -> tuple[list[torch.Tensor], list[torch.Tenso
 def test_every_table_has_its_own_optimizer_and_equals_share_a_kernel(pool: Pool) -> None:
     before, after, kernels = pool.run(1, several)[0]
     optimizers = [
-        TableOptimizer("sgd", 0.1),
-        TableOptimizer("sgd", 0.5),
-        TableOptimizer("adagrad", 0.1),
-        TableOptimizer("sgd", 0.1),
+        TableOptimizer("sgd", 0.1, engine="fbgemm"),
+        TableOptimizer("sgd", 0.5, engine="fbgemm"),
+        TableOptimizer("adagrad", 0.1, engine="fbgemm"),
+        TableOptimizer("sgd", 0.1, engine="fbgemm"),
     ]
     for start, end, optimizer in zip(before, after, optimizers, strict=True):
         torch.testing.assert_close(end.double(), by_formula(start, optimizer, [1.0]), rtol=2e-6, atol=2e-7)
@@ -151,10 +151,19 @@ def both(optimizer: TableOptimizer) -> dict[str, TableOptimizer]:
 @pytest.mark.parametrize(
     ("optimizers", "device", "words"),
     [
-        (lambda: both(TableOptimizer("adam", 0.1)), "cpu", "F0: engine fbgemm runs adam on GPUs only"),
-        (lambda: both(TableOptimizer("lamb", 0.1)), "cuda", "F0: engine fbgemm has no optimizer 'lamb'"),
-        (lambda: both(TableOptimizer("sgd", 0.1, engine="rows")), "cpu", "no engine 'rows'; use fbgemm"),
-        (lambda: {"F0": TableOptimizer("sgd", 0.1)}, "cpu", "F0.wide has no optimizer"),
+        (
+            lambda: both(TableOptimizer("adam", 0.1, engine="fbgemm")),
+            "cpu",
+            "F0: engine fbgemm runs adam on GPUs only",
+        ),
+        (
+            lambda: both(TableOptimizer("lamb", 0.1, engine="fbgemm")),
+            "cuda",
+            "F0: engine fbgemm has no optimizer 'lamb'",
+        ),
+        (lambda: both(TableOptimizer("sgd", 0.1, engine="row")), "cpu", "no engine 'row'; use rows, fbgemm"),
+        (lambda: both(TableOptimizer("adagrad", 0.1)), "cpu", "F0: engine rows has no optimizer 'adagrad'"),
+        (lambda: {"F0": TableOptimizer("sgd", 0.1, engine="fbgemm")}, "cpu", "F0.wide has no optimizer"),
     ],
 )
 def test_optimizers_that_are_not_there_are_refused(
@@ -166,6 +175,6 @@ def test_optimizers_that_are_not_there_are_refused(
 
 
 def test_adam_is_there_on_gpus() -> None:
-    engine = engine_for(TABLES, both(TableOptimizer("adam", 0.1)), "cuda")
+    engine = engine_for(TABLES, both(TableOptimizer("adam", 0.1, engine="fbgemm")), "cuda")
     assert engine is ENGINES["fbgemm"]
-    assert engine.state_bytes(TableOptimizer("adam", 0.1), 10, padded(1)) == 10 * 4 * 4 * 2
+    assert engine.state_bytes(TableOptimizer("adam", 0.1, engine="fbgemm"), 10, padded(1)) == 10 * 4 * 4 * 2

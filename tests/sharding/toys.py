@@ -76,14 +76,24 @@ def global_loss(logits: Tensor, of: Batch, step: int, ranks: int) -> Tensor:
     return loss(logits, of.labels, of.slots.weights, batch(step, 0, 1).slots.weights.sum(), ranks)
 
 
-def optimizers(tables: Sequence[Table], name: str, lr: float = 0.05) -> dict[str, TableOptimizer]:
-    return {table.name: TableOptimizer(name, lr, engine="fbgemm") for table in tables}
+def optimizers(
+    tables: Sequence[Table], name: str, lr: float = 0.05, engine: str = "fbgemm"
+) -> dict[str, TableOptimizer]:
+    return {table.name: TableOptimizer(name, lr, engine=engine) for table in tables}
 
 
 MIXED = {"C1": "row_wise", "C2": "column_wise", "tags": "table_row_wise", "few": "table_wise"}
 
 
-def planned(sharding: str | None, optimizer: str, *, ranks: int, local_ranks: int, dim: int = 10) -> Plan:
+def planned(
+    sharding: str | None,
+    optimizer: str,
+    *,
+    ranks: int,
+    local_ranks: int,
+    dim: int = 10,
+    engine: str = "fbgemm",
+) -> Plan:
     """A plan with every table of one sharding type (twins that cannot be are table_wise), "mixed" or automatic."""
     tables = model(dim).embeddings.specs
     asked = MIXED if sharding == "mixed" else dict.fromkeys(MIXED, sharding) if sharding else {}
@@ -94,7 +104,7 @@ def planned(sharding: str | None, optimizer: str, *, ranks: int, local_ranks: in
         device="cpu",
         batch_size=GLOBAL,
         constraints={name: [kind] for name, kind in asked.items()},
-        optimizers=optimizers(tables, optimizer),
+        optimizers=optimizers(tables, optimizer, engine=engine),
     )
 
 

@@ -1,0 +1,108 @@
+"""What job files and specs share: frozen settings read from YAML, edited by `key=value`, errors in one line.
+
+Unknown keys are refused with the nearest known one. No torch here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sparta.models.errors import ConfigError
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.1, but for floats: there 1e-5, without a point, is a text."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+class Settings(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def edit(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.c=value` to a nested mapping, in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: not of the form key.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = {} if raw.get(parent) is None else raw[parent]  # `early_stop: null` is as good as none
+        raw[parent] = below
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {parent} is {below!r}, not a mapping; set it as a whole")
+        raw = below
+    try:
+        raw[last] = yaml.load(text, Yaml)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    value = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            above, _, key = place.rpartition(".")
+            return f"{place}: unknown key{_nearest(key, _keys(root, first['loc'][:-1]), above)}"
+        case "missing":
+            return f"{place}: this key is required"
+        case "literal_error":
+            known = [
+                word.strip("'") for word in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")
+            ]
+            return f"{place}: {value!r} is none of {', '.join(known)}{_nearest(str(value), known, '')}"
+        case "value_error":
+            message = str(first["ctx"]["error"])
+            return f"{place}: {message}" if place else message
+        case "tuple_type" | "list_type":
+            return f"{place}: {value!r} is no list; write [{value}]"
+        case "dict_type" | "model_type" | "mapping_type":
+            return f"{place}: {value!r} is no mapping of keys to values"
+        case _:
+            return f"{place}: {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _nearest(word: str, known: Sequence[str], above: str) -> str:
+    match = get_close_matches(word, known, 1, 0.5)
+    if match:
+        return f"; did you mean {above + '.' if above else ''}{match[0]}?"
+    return f"; known: {', '.join(known)}" if above or known else ""
+
+
+def _keys(root: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys a section knows, found by walking the annotations along `path`."""
+    section: type[BaseModel] | None = root
+    parts = iter(path)
+    for part in parts:
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            return []
+        if get_origin(field.annotation) is Mapping:
+            next(parts, None)  # the mapping's own key, such as a table's name
+        section = _section(field.annotation)
+    return list(section.model_fields) if section else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class inside `X`, `X | None` or `Mapping[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section(argument)
+        if found is not None:
+            return found
+    return None
