@@ -10,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python -m
 PACKAGES = launcher models optim service sharding
 
-.PHONY: install check test demo bench clean
+.PHONY: install check test mutate demo bench clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ check: install build/types/sparta
 
 test: check
 	$(RUN) pytest
+
+# A dozen one-line bugs, each of which must turn a named law red; 10 minutes.
+mutate: install
+	$(RUN) tests.mutate
 
 demo: install
 	$(VENV)/bin/sparta demo

@@ -1,10 +1,10 @@
-"""What a step costs: Helen and its cheaper settings against the plain step of the same engine, and that against FBGEMM's.
+"""What a step costs: Helen and its cheaper settings against the plain step, and that against FBGEMM's.
 
 DeepFM, 39 categorical fields of dim 16 with their 1-wide twins, MLP 3 x 400, batch 4096, Zipf ids, one process.
 All settings take turns on the same batches, so that whatever else the machine does hits all alike; prints one
 JSON object: median milliseconds, ratios within the run, growth with the rows of the tables, machine.
 
-    python benchmarks/helen_step.py [--steps 30] [--rows 1000000]
+    python benchmarks/helen_step.py [--rounds 10] [--rows 1000000]
 """
 
 import argparse
@@ -14,7 +14,6 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 
 import numpy as np

@@ -29,13 +29,12 @@ class Passes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        tensors = [*module.parameters(), *module.buffers()]
+        self._devices = {x.device for x in tensors if x.is_cuda}
 
     def __enter__(self) -> "Passes":
-        tensors = [*self._module.parameters(), *self._module.buffers()]
         self._cpu = torch.get_rng_state()
-        self._cuda = {
-            device: torch.cuda.get_rng_state(device) for device in {x.device for x in tensors if x.is_cuda}
-        }
+        self._cuda = {device: torch.cuda.get_rng_state(device) for device in self._devices}
         return self
 
     def __exit__(

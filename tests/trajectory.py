@@ -32,7 +32,7 @@ class Trajectory:
     def read(cls, path: Path) -> "Trajectory":
         """Raises TrajectoryError, in one line, for whatever is not such a file."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             meta = json.loads(str(arrays.pop("meta_json")))
             arrays.pop("forward_math", None)
@@ -165,6 +165,7 @@ class Errors:
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.largest: dict[str, float] = {}
+        self._path = trajectory.path
         self._arrays = trajectory.arrays
 
     def see(self, index: int, values: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
@@ -178,9 +179,8 @@ class Errors:
                 array = self._arrays[key]
                 expected = array[index] if rows is None else array[index][rows]
                 if expected.shape != value.shape:
-                    raise TrajectoryError(
-                        f"{key} at {index} has shape {tuple(expected.shape)}, not {tuple(value.shape)}"
-                    )
+                    there, here = tuple(expected.shape), tuple(value.shape)
+                    raise TrajectoryError(f"{self._path}: {key} at {index} has shape {there}, not {here}")
                 difference = (value.detach().double() - expected.double()).abs()
                 error = float(difference.max()) if difference.numel() else 0.0
                 # A NaN must win over every number: a comparison with it is false.

@@ -57,8 +57,8 @@ class World:
     steps: int = 1
     seed: int = 0
     dyadic: bool = True
-    poison: tuple[int, ...] = ()
-    """Steps, from 1, whose gradient is not finite on the last rank."""
+    poison: Mapping[int, str] = field(default_factory=dict)
+    """Steps, from 1, and what is not finite on the last rank: its "gradient", or its "loss" alone."""
     ascend_every: int = 1
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Occurrences in the training set, of tables with frequency dataset."""
@@ -269,8 +269,8 @@ def run(
                     if not world.dyadic:
                         parts.append(0.5 * (out**2).sum())
             value = torch.stack(parts).sum() * ranks / world.samples
-            bad = number in world.poison and rank == ranks - 1  # noqa: B023
-            return value * torch.inf if bad else value
+            poison = world.poison.get(number) if rank == ranks - 1 else None  # noqa: B023
+            return {"gradient": value * torch.inf, "loss": value + torch.inf}.get(poison or "", value)
 
         value = step(loss)
         dist.all_reduce(value)

@@ -1,0 +1,214 @@
+"""Applies one-line bugs to a copy of the project; each must turn a named law red.
+
+    python -m tests.mutate [NAME ...]
+
+A law that no bug can break says nothing. Prints a line a bug; exits with 1 if one goes unnoticed, and with 2 if a
+bug does not apply any more because the line it changes is gone.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("launcher", "models", "optim", "service", "sharding")
+LAWS = "tests/sharding/rows/test_laws.py"
+STEP = "tests/sharding/rows/test_step.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One line that somebody might get wrong."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    law: str
+    """The test that must fail."""
+
+
+BUGS = [
+    Bug(
+        "N* of each shard instead of the whole table",
+        "sharding/rows/tables.py",
+        "        if ranks() > 1 and len(self.names):\n",
+        "        if ranks() > 99:\n",
+        f"{LAWS}::test_frequencies_set_the_radius[row_wise]",
+    ),
+    Bug(
+        "the norm of a column shard instead of the row's",
+        "sharding/rows/tables.py",
+        '[name for name in self.names if self.optimizers[name].rule == "helen"]',
+        "[]",
+        f"{LAWS}::test_plan_invariance_over_20_steps[sgd-column_wise-2]",
+    ),
+    Bug(
+        "row-wise Adagrad's mean over the columns of a shard",
+        "sharding/rows/tables.py",
+        '[name for name in self.names if self.optimizers[name].steps_by == "rowwise_adagrad"]',
+        "[]",
+        f"{LAWS}::test_plan_invariance_over_20_steps[rowwise_adagrad-column_wise-2]",
+    ),
+    Bug(
+        "data_parallel occurrences counted once a rank",
+        "sharding/rows/replicas.py",
+        "index_add_(0, where, both[1])",
+        "index_add_(0, where, both[1] * ranks())",
+        f"{LAWS}::test_plan_invariance_to_the_bit_with_dyadic_gradients[data_parallel-2]",
+    ),
+    Bug(
+        "data_parallel gradients counted W times in a shared norm",
+        "sharding/rows/tables.py",
+        "if not call.learner.replicated or rank() == 0:",
+        "if True:",
+        f"{LAWS}::test_plan_invariance_over_20_steps[sgd-data_parallel-2]",
+    ),
+    Bug(
+        "data_parallel gradients summed, not averaged, over the ranks",
+        "sharding/rows/replicas.py",
+        "total(gradient).div_(ranks())",
+        "total(gradient)",
+        f"{LAWS}::test_plan_invariance_to_the_bit_with_dyadic_gradients[data_parallel-2]",
+    ),
+    Bug(
+        "ids de-duplicated before they are counted",
+        "sharding/rows/call.py",
+        "        return self.learner.kernels.touch(self.learner.group, self.bags, self.learner.stamps)\n",
+        "        found = self.learner.kernels.touch(self.learner.group, self.bags, self.learner.stamps)\n"
+        "        return type(found)(found.rows, found.tables, found.counts.clamp(max=1), found.bounds, "
+        "found.packed, found.private)\n",
+        f"{LAWS}::test_frequencies_set_the_radius[table_wise]",
+    ),
+    Bug(
+        "restore by subtracting what was added",
+        "sharding/rows/tables.py",
+        "                self._ascended.append((call, learner.perturb(one, scale, step=self.steps + 1)))\n",
+        "                saved = learner.perturb(one, scale, step=self.steps + 1)\n"
+        "                dims = learner.group.layout.dims[one.touched.tables]\n"
+        "                added = scale.repeat_interleave(dims) * one.sum.gradient\n"
+        "                moved = (saved + added.float()) - added.float()\n"
+        "                self._ascended.append((call, moved))\n",
+        f"{LAWS}::test_restored_weights_are_those_before_the_ascent_to_the_bit[row_wise]",
+    ),
+    Bug(
+        "occurrences weighted by the per-sample weights",
+        "optim/rows/plain.py",
+        "        return Touched(rows, tables, counts, bounds, packed, slots)\n",
+        "        if bags.weights is not None:\n"
+        "            sums = torch.zeros(len(rows), dtype=torch.float64)\n"
+        "            counts = sums.index_add_(0, slots, bags.weights.double()).long()\n"
+        "        return Touched(rows, tables, counts, bounds, packed, slots)\n",
+        "tests/optim/rows/test_plain.py::test_every_touched_row_stands_once_with_its_occurrences",
+    ),
+    Bug(
+        "moments of untouched rows decayed",
+        "sharding/rows/tables.py",
+        "        self.steps += 1\n",
+        "        self.steps += 1\n"
+        "        [x.slots.first.mul_(0.9) for x in self.learners if x.slots.first is not None]\n",
+        f"{LAWS}::test_untouched_rows_and_their_state_do_not_change_by_a_bit[row_wise]",
+    ),
+    Bug(
+        "occurrences of a refused step kept",
+        "sharding/rows/tables.py",
+        "        self._end(kept=False)\n",
+        "        self._end(kept=True)\n",
+        f"{LAWS}::test_a_step_that_is_not_finite_leaves_everything_as_it_was[row_wise]",
+    ),
+    Bug(
+        "each rank decides for itself whether a step is finite",
+        "sharding/rows/tables.py",
+        "        bad = total((~finite).to(torch.float32).reshape(1))\n",
+        "        bad = (~finite).to(torch.float32).reshape(1)\n",
+        f"{LAWS}::test_a_step_that_is_not_finite_leaves_everything_as_it_was[row_wise]",
+    ),
+    Bug(
+        "the bound of the radius is an upper one",
+        "optim/rows/frequency_loops.py",
+        "max(min(counts[rows[u]] / most, 1.0), xi[t])",
+        "min(min(counts[rows[u]] / most, 1.0), xi[t])",
+        f"{LAWS}::test_frequencies_set_the_radius[table_wise]",
+    ),
+    Bug(
+        "SAM's norm without the dense part",
+        "sharding/rows/tables.py",
+        "            joined[number] += dense[rule]\n",
+        "            pass\n",
+        f"{STEP}::test_equals_the_one_process_optimizer[sam-2]",
+    ),
+    Bug(
+        "batch norm's running averages move in both passes",
+        "sharding/rows/step.py",
+        "averages=not ascending or share is not None",
+        "averages=True",
+        f"{STEP}::test_equals_the_one_process_optimizer[helen-1]",
+    ),
+    Bug(
+        "the loss reported is the second pass's",
+        "sharding/rows/step.py",
+        "        return first if ascending and share is None else last\n",
+        "        return last\n",
+        f"{STEP}::test_equals_the_one_process_optimizer[helen-1]",
+    ),
+]
+
+
+def copy(folder: Path) -> None:
+    """The project, and the import namespace as links."""
+    for package in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, folder / file)
+    (folder / "links" / "sparta").mkdir(parents=True)
+    for package in PACKAGES:
+        (folder / "links" / "sparta" / package).symlink_to(folder / package)
+
+
+def fails(law: str, folder: Path) -> bool:
+    """Whether the law fails in the copy."""
+    environment = {**os.environ, "PYTHONPATH": f"{folder / 'links'}:{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["NUMBA_CACHE_DIR"] = str(folder / "numba")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", law],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{law}: no such test\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    chosen = [bug for bug in BUGS if not names or any(name in bug.name for name in names)]
+    unnoticed = 0
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        copy(folder)
+        for law in sorted({bug.law for bug in chosen}):
+            if fails(law, folder):
+                raise SystemExit(f"{law} fails without any bug")
+        for bug in chosen:
+            path = folder / bug.file
+            text = path.read_text()
+            if bug.right not in text:
+                print(f"{bug.name}: {bug.file} has no line {bug.right.strip()!r}", file=sys.stderr)
+                return 2
+            path.write_text(text.replace(bug.right, bug.wrong, 1))
+            noticed = fails(bug.law, folder)
+            path.write_text(text)
+            unnoticed += not noticed
+            print(f"{'noticed  ' if noticed else 'UNNOTICED'}  {bug.name}  ({bug.law})", flush=True)
+    print(f"{len(chosen)} bugs, {unnoticed} unnoticed")
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
