@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
 
+from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.models.batch import Batch, Slots
 from sparta.models.deepfm import DeepFM
 from sparta.models.embedding import Inputs
@@ -43,6 +45,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "helen, ascend_every 2": {"name": "helen", "rho": 0.02, "every": 2},
     "helen, ascend_every 4": {"name": "helen", "rho": 0.02, "every": 4},
     "helen, ascend_fraction 1/4": {"name": "helen", "share": 4},
+    "helen, ascend_precision bf16": {"name": "helen", "precision": "bf16"},
+    "helen, bf16, ascend_every 2": {"name": "helen", "rho": 0.02, "precision": "bf16", "every": 2},
     "helen, perturb_dense": {"name": "helen", "dense": "helen"},
     "sam": {"name": "sam", "dense": "sam"},
 }
@@ -68,8 +72,13 @@ def trainer(setting: dict[str, object], rows: int, batch: int) -> Step:
     dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE)
     if setting.get("engine") == "fbgemm":
         return FusedStep(sharded, dense, ranks=1)
-    rule, every = setting.get("dense"), setting.get("every", 1)
-    step = RowsStep(sharded.module, dense, perturb_dense=rule, ascend_every=every)  # type: ignore[arg-type]
+    step = RowsStep(
+        sharded.module,
+        dense,
+        perturb_dense=setting.get("dense"),  # type: ignore[arg-type]
+        ascend_every=setting.get("every", 1),  # type: ignore[arg-type]
+        ascend_precision=setting.get("precision", "fp32"),  # type: ignore[arg-type]
+    )
     return RowStep(sharded, dense, step, ranks=1, every=setting.get("share", 1))  # type: ignore[arg-type]
 
 
@@ -154,4 +163,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if (
+        not MEMORY_AND_THREADS.keys() <= os.environ.keys()
+    ):  # as the launcher gives them; read when torch loads
+        os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
     main()

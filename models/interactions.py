@@ -9,6 +9,8 @@ CrossNet is fine and used.
 # B = slots, G = fields, E = embedding dim, P = G * (G - 1) / 2 pairs, N = width of all fields
 # L = cross layers, K = experts, R = low rank
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +23,25 @@ def inner_products(x_BGE: Tensor) -> Tensor:
     return gram_BGG.flatten(1).index_select(1, row * fields + col)
 
 
+class _SecondOrder(torch.autograd.Function):
+    """By hand, because autograd's chain passes over the fields five times on its way back, not twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BGE: Tensor) -> Tensor:
+        sum_BE = x_BGE.sum(1)
+        ctx.save_for_backward(x_BGE, sum_BE)
+        return 0.5 * ((sum_BE**2).sum(1) - (x_BGE * x_BGE).sum((1, 2)))[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient_B1: Tensor) -> Tensor:
+        x_BGE, sum_BE = ctx.saved_tensors
+        difference_BGE: Tensor = sum_BE[:, None] - x_BGE
+        return difference_BGE.mul_(gradient_B1[:, None])
+
+
 def second_order(x_BGE: Tensor) -> Tensor:
     """Sum of all pairs' dot products, (B, 1), in time linear in G (Rendle, 2010, lemma 3.1)."""
-    sum_BE = x_BGE.sum(1)
-    return 0.5 * ((sum_BE**2).sum(1) - (x_BGE * x_BGE).sum((1, 2)))[:, None]
+    return _SecondOrder.apply(x_BGE)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class VectorCross(nn.Module):

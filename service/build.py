@@ -216,6 +216,7 @@ def step(job: Job, of: Sharded, world: World) -> Step:
         rho=tables.rho,
         eta=tables.eta,
         ascend_every=tables.ascend_every,
+        ascend_precision=tables.ascend_precision,
         clip_norm=clip_norm,
     )
     return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))

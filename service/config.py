@@ -41,6 +41,7 @@ ASCENT = (
     "perturb_dense",
     "ascend_every",
     "ascend_fraction",
+    "ascend_precision",
 )
 """Keys that only these read."""
 
@@ -133,6 +134,8 @@ class TableOptimizerSettings(Settings):
     """Ascend in every so-manieth step; the others are plain."""
     ascend_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the batch that the first pass sees: 1 over a whole number."""
+    ascend_precision: Literal["fp32", "bf16"] = "fp32"
+    """What the first pass multiplies matrices in; bf16 is faster where the processor knows it (AMX, GPUs)."""
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "TableOptimizerSettings":

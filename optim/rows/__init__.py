@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def kernels_for(device: "torch.device") -> "Kernels":
-    """The fast kernels of a kind of device; numba loads here.
+    """The fast kernels of a kind of device; numba and Triton load here.
 
     Raises:
         ValueError: a device that has none.
@@ -18,4 +18,8 @@ def kernels_for(device: "torch.device") -> "Kernels":
         from sparta.optim.rows.cpu import CPU
 
         return CPU
-    raise ValueError(f"device {device}: row kernels run on cpu; use engine fbgemm, or device cpu")
+    if device.type == "cuda":
+        from sparta.optim.rows.gpu import GPU
+
+        return GPU
+    raise ValueError(f"device {device}: row kernels run on cpu and cuda")

@@ -25,7 +25,7 @@ DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The int64 with the bits of an unsigned 64-bit number (torch has no uint64 arithmetic)."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
@@ -38,15 +38,15 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def mix64(x: Tensor) -> Tensor:
     """SplitMix64's step and finaliser on int64 of any shape."""
-    x = x + _signed(_GOLDEN)
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    x = x + signed(_GOLDEN)
+    x = (x ^ _shift(x, 30)) * signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * signed(_SECOND)
     return x ^ _shift(x, 31)
 
 
 def random_bits(key: int, step: int, phase: int, rows: Tensor, columns: Tensor) -> Tensor:
     """(u, D) int64 for rows (u,) and columns (D,) of the whole table that `key` names."""
-    state = mix64(torch.tensor(_signed(key ^ (2 * step + phase)), device=rows.device))
+    state = mix64(torch.tensor(signed(key ^ (2 * step + phase)), device=rows.device))
     return mix64(mix64(state ^ rows)[:, None] ^ columns)
 
 

@@ -11,6 +11,7 @@ Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from sparta.optim.passes import Passes
 from sparta.sharding.rows.dense import DenseAscent, Rule
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import dense_tensors
+
+Precision = Literal["fp32", "bf16"]
 
 
 class RowsStep:
@@ -32,6 +35,8 @@ class RowsStep:
         rho: the dense radius.
         eta: ASAM's constant for the dense part.
         ascend_every: ascend in steps whose number divides by it; the other steps are plain.
+        ascend_precision: what the first pass's matrices are multiplied in, `torch.autocast` for bf16. It gives
+            the rows a direction only, and the loss reported.
         clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
     """
 
@@ -44,6 +49,7 @@ class RowsStep:
         rho: float = 0.01,
         eta: float = 0.01,
         ascend_every: int = 1,
+        ascend_precision: Precision = "fp32",
         clip_norm: float | None = None,
     ) -> None:
         self.tables = RowTables(module)
@@ -58,6 +64,7 @@ class RowsStep:
         self._dense = DenseAscent(self._parameters, perturb_dense, rho=rho, eta=eta)
         self._ascends = bool(self.tables.rules or perturb_dense)
         self._every = ascend_every
+        self._bf16 = ascend_precision == "bf16"
         self._clip_norm = clip_norm
 
     def __call__(
@@ -106,7 +113,12 @@ class RowsStep:
 
     def _ascend(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Pass 1 and what follows from it: (loss, whether all was finite)."""
-        loss = self._backward(forward, tables_only=self._dense.rule is None)
+
+        def cheap() -> Tensor:
+            with torch.autocast(self.tables.device.type, torch.bfloat16, enabled=self._bf16):
+                return forward()
+
+        loss = self._backward(cheap, tables_only=self._dense.rule is None)
         self.tables.count()
         passes = self.tables.reduce(-1, ascending=True)
         finite = loss.isfinite() & self.tables.finite(passes)

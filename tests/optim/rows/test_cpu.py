@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sparta.optim.rows import kernels_for, loops
 from sparta.optim.rows.cpu import CPU
-from sparta.optim.rows.group import Bags, Kernels, Touched
+from sparta.optim.rows.group import Bags, Touched
 from sparta.optim.rows.plain import PLAIN
 from tests.optim.rows.cases import Case, by_row, cases, make, over_rows, untouched, values_by_row, zipf
+from tests.optim.rows.contest import closely, compare, exactly, whole_step
 
 KERNELS = ("touch", "close_up", "reduce", "perturb", "restore", "step", "weight_gradient")
 
@@ -31,64 +32,10 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def exactly(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def closely(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-7)
-
-
-def whole_step(kernels: Kernels, case: Case, *, step: int = 3) -> Iterator[tuple[str, object]]:
-    """Everything a two-pass step does and changes, with what it returns in a form that shows no order."""
-    group = case.group
-    touched = kernels.touch(group, case.bags, case.scratch)
-    yield "bounds", touched.bounds
-    yield "packed", touched.packed
-    yield "counts", by_row(touched, touched.counts)
-    yield "tables", by_row(touched, touched.tables)
-    found = kernels.reduce(group, case.bags, touched, case.pooled, case.eta)
-    yield "gradient", values_by_row(group, touched, found.gradient)
-    yield "squares", {row: torch.tensor(x) for row, x in by_row(touched, found.squares).items()}
-    scale = over_rows(group, touched, 5)
-    saved = kernels.perturb(group, touched, found.gradient, scale, case.eta, step=step)
-    yield "saved", values_by_row(group, touched, saved)
-    yield "perturbed", group.weights.clone()
-    yield "weight gradient", kernels.weight_gradient(group, case.bags, case.pooled)
-    kernels.restore(group, touched, saved)
-    yield "restored", group.weights.clone()
-    second = kernels.reduce(group, case.bags, touched, case.pooled, None)
-    kernels.perturb(group, touched, found.gradient, scale, case.eta, step=step)
-    means = over_rows(group, touched, 7)
-    kernels.step(group, touched, second.gradient, means, saved, case.rates, case.slots, step=step)
-    yield "stepped", group.weights.clone()
-    kernels.step(group, touched, second.gradient, means, None, case.rates, case.slots, step=step + 1)
-    yield "stepped from where it was", group.weights.clone()
-    for name in ("first", "second", "sums"):
-        yield name, getattr(case.slots, name)
-
-
-def compare(case: Case, close: Callable[[Tensor, Tensor], None]) -> None:
-    twin = case.fresh()
-    pairs = zip(whole_step(CPU, case), whole_step(PLAIN, twin), strict=True)
-    for (name, found), (_, expected) in pairs:
-        if isinstance(found, Tensor) and isinstance(expected, Tensor):
-            close(found, expected)
-        else:
-            assert isinstance(found, dict)
-            assert isinstance(expected, dict)
-            assert set(found) == set(expected), name
-            for row, value in found.items():
-                if isinstance(value, Tensor):
-                    close(value, expected[row])
-                else:
-                    assert value == expected[row], name
-
-
 @settings(deadline=None)
 @given(cases())
 def test_equals_the_plain_kernels(case: Case) -> None:
-    compare(case, closely)
+    compare(CPU, case, closely)
 
 
 @settings(deadline=None)
