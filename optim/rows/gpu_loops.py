@@ -14,7 +14,6 @@ import triton.language as tl
 
 from sparta.optim.rows.group import BASES
 
-
 _ADAM = tl.constexpr(BASES.index("adam"))
 _ROWWISE = tl.constexpr(BASES.index("rowwise_adagrad"))
 _FIRST_ROW, _FIRST_ELEMENT, _DIM, _STORED, _BOUND, _PACKED = (tl.constexpr(i) for i in range(6))

@@ -202,8 +202,9 @@ class Learner:
 
     def squares_by_table(self, one: Pass) -> Tensor:
         """(T,) float64 sums of `squares`."""
-        sums = torch.zeros(len(self.names), dtype=torch.float64, device=one.sum.squares.device)
-        return sums.index_add_(0, one.touched.tables, one.sum.squares)
+        # Not index_add_, whose order on a GPU differs from run to run; what lies beyond the last table is not read.
+        sizes = one.touched.bounds.diff()
+        return torch.segment_reduce(one.sum.squares, "sum", lengths=sizes, unsafe=True)
 
     def scale(self, one: Pass, largest: Tensor, norms: Tensor) -> Tensor:
         """(u,) factor of each row's gradient in its perturbation: radius / norm, 0 where the norm is 0.

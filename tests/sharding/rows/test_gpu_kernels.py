@@ -1,0 +1,76 @@
+"""The engine with a GPU's kernels and vectors, which are longer than the rows touched, in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from sparta.optim.rows.frequency import plain_count, plain_scale
+from sparta.sharding.engines import TableOptimizer
+from sparta.sharding.rows import learner
+from tests.pool import Pool
+from tests.sharding.rows.world import SHARDINGS, Outcome, TableSpec, World, placements, run
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def interpreted(rank: int, ranks: int, world: World, placement: Mapping[str, str]) -> Outcome:
+    from sparta.optim.rows.gpu import GPU
+
+    with (
+        patch.object(learner, "kernels_for", lambda device: GPU),
+        patch.object(learner, "count", plain_count),
+        patch.object(learner, "scale", plain_scale),
+    ):
+        return run(rank, ranks, world, placement)
+
+
+def test_in_the_interpreter() -> None:
+    if INTERPRETED:
+        pytest.skip("they run here")
+    # Triton reads the variable when it is imported, as TorchRec does: the ranks need it from their start.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process with Triton's interpreter")
+@pytest.mark.parametrize("kind", [*SHARDINGS, "mixed"])
+def test_a_step_equals_that_of_the_cpus_kernels(pool: Pool, kind: str) -> None:
+    def helen(**own: object) -> TableOptimizer:
+        return TableOptimizer("helen", 0.05, rho=0.05, **own)  # type: ignore[arg-type]
+
+    world = World(
+        (
+            TableSpec("t0", 12, 8, helen(count_missing=False)),
+            TableSpec("t1", 3, 12, helen(xi=0.0, base="rowwise_adagrad"), 2),
+            TableSpec("t2", 1, 1, helen(norm="table", base="sgd")),
+            TableSpec("t3", 9, 10, helen(frequency="batch")),
+            TableSpec("t4", 5, 10, TableOptimizer("asam", 0.05, rho=0.05)),
+        ),
+        steps=3,
+        dyadic=False,
+    )
+    where = placements(world, kind, 2)
+    found = pool.run(2, interpreted, world, where)[0]
+    expected = pool.run(2, run, world, where)[0]
+    for mine, theirs in zip(
+        [*found.weights, *found.perturbed, found.state],
+        [*expected.weights, *expected.perturbed, expected.state],
+        strict=True,
+    ):
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert found.frequent == expected.frequent
