@@ -5,7 +5,8 @@ backward pass of a bag only notes the gradient of its pooled output (`Call.poole
 backward, because norms, frequencies and the agreement that all is finite need every gradient first.
 
 The ids of a batch travel once: a collection keeps what arrived and takes it again when its forward is called
-with the same KeyedJaggedTensor, as the second pass of a step does.
+with the same KeyedJaggedTensor, as the second pass of a step does. A model that makes its KeyedJaggedTensor
+itself makes another in the second pass, and the ids travel again.
 """
 
 # F = features of a bag, B = samples, C = pooled columns
@@ -190,6 +191,9 @@ class Arrived:
     calls: list[list[Call]]
     """By lookup, by bag."""
 
+    def all_calls(self) -> list[Call]:
+        return [call for calls in self.calls for call in calls]
+
 
 class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     """A sharded EmbeddingBagCollection whose rows our kernels step."""
@@ -252,10 +256,23 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
             self.accept(self.send(sparse))
         return self._arrived[id(sparse)]
 
-    def calls(self, batch: int) -> list[Call]:
-        """The calls of the batch that arrived first (0) or last (-1) in this step; none if none arrived."""
-        arrived = list(self._arrived.values())
-        return [call for calls in arrived[batch].calls for call in calls] if arrived else []
+    def first_calls(self) -> list[Call]:
+        """The calls of the batch that arrived first in this step; none if none arrived."""
+        return next((one.all_calls() for one in self._arrived.values()), [])
+
+    def last_calls(self) -> list[Call]:
+        """The calls of the batch that was looked up last; none if none was.
+
+        Raises:
+            RuntimeError: another batch has a gradient from the same pass, which would be lost.
+        """
+        *others, last = [one.all_calls() for one in self._arrived.values()] or [[]]
+        if any(call.pooled is not None for calls in others for call in calls):
+            raise RuntimeError(
+                "an EmbeddingBagCollection was called twice in one forward pass; the rows engine keeps one gradient: "
+                "join the features in one KeyedJaggedTensor"
+            )
+        return last
 
     def forget(self) -> None:
         """Drop what arrived; a step is over."""
@@ -272,6 +289,8 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(sparse)
         arrived = self.arrive(sparse)
+        # The last in the dictionary is the last looked up.
+        self._arrived[id(sparse)] = self._arrived.pop(id(sparse))
         pooled = [
             lookup(features, calls)
             for lookup, features, calls in zip(self._lookups, arrived.features, arrived.calls, strict=True)

@@ -92,7 +92,7 @@ class RowsStep:
                 last = self._backward(forward, tables_only=False)
         if not ascending:
             self.tables.count()
-        found = self.tables.reduce(0, ascending=False)
+        found = self.tables.reduce(ascending=False)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = finite & last.isfinite() & norm.isfinite() & self.tables.finite(found)
@@ -120,7 +120,7 @@ class RowsStep:
 
         loss = self._backward(cheap, tables_only=self._dense.rule is None)
         self.tables.count()
-        passes = self.tables.reduce(-1, ascending=True)
+        passes = self.tables.reduce(ascending=True)
         finite = loss.isfinite() & self.tables.finite(passes)
         if self._dense.rule is None:
             self.tables.perturb(passes, {})

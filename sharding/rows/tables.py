@@ -108,7 +108,7 @@ class RowTables:
 
     def count(self) -> None:
         """Add the occurrences of the batch that arrived first, and find every table's N*; collective."""
-        self._counted = [call for one in self.collections for call in one.calls(0)]
+        self._counted = [call for one in self.collections for call in one.first_calls()]
         if not self._advances:
             return
         self._before = self._largest
@@ -117,9 +117,9 @@ class RowTables:
             [(call.learner, call.learner.count(call.touched)) for call in self._counted],
         )
 
-    def reduce(self, batch: int, *, ascending: bool) -> list[tuple[Call, Pass]]:
-        """The gradients of the rows of the batch that arrived first (0) or last (-1); collective for replicas."""
-        calls = [call for one in self.collections for call in one.calls(batch)]
+    def reduce(self, *, ascending: bool) -> list[tuple[Call, Pass]]:
+        """The gradients of the rows that the last pass looked up; collective for replicas."""
+        calls = [call for one in self.collections for call in one.last_calls()]
         return [(call, Pass(call.touched, call.reduce(ascending=ascending))) for call in calls]
 
     def finite(self, passes: Sequence[tuple[Call, Pass]]) -> Tensor:

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from sparta.sharding.engines import ENGINES, TableOptimizer
 from sparta.sharding.estimate import human
+from sparta.sharding.rows.bags import row_collections
+from sparta.sharding.rows.learner import Pass
+from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import sharded_collections
 from tests.pool import Pool
 from tests.sharding import toys
@@ -41,6 +45,48 @@ def measured(rank: int, ranks: int, sharding: str | None, optimizer: str) -> tup
     pooled = sharded.model.embeddings.tables(of.sparse).values()
     received = 2 * pooled.nbytes
     return estimate, (weights, state, buffers, received)
+
+
+def state_of_rows(rank: int, ranks: int, sharding: str | None, name: str) -> list[tuple[int, int]]:
+    """(estimated, held) bytes of optimizer state, then of a step's own buffers at most and really."""
+    sharded = sharded_toy(sharding, name, ranks, engine="rows")
+    engine, optimizer = ENGINES["rows"], TableOptimizer(name, 0.1)
+    learners = RowTables(sharded.module).learners
+    shards = [shard for table in sharded.plan.tables for shard in table.shards if shard.rank == rank]
+    tensors = [
+        tensor
+        for one in learners
+        for tensor in (one.stamps, one.counts, one.slots.first, one.slots.second, one.slots.sums)
+    ]
+    found = [
+        (
+            sum(shard.bytes.optimizer for shard in shards),
+            sum(tensor.nbytes for tensor in tensors if tensor is not None),
+        )
+    ]
+    collection = next(row_collections(sharded.module))
+    arrived = collection.arrive(toys.batch(0, rank, ranks).sparse)
+    for lookup in arrived.calls:
+        for call in lookup:
+            touched = call.touched
+            one = call.reduce(ascending=True)
+            scale = torch.zeros_like(one.squares)
+            saved = call.learner.perturb(Pass(touched, one), scale, step=1) if optimizer.rule else None
+            second = call.reduce(ascending=False) if optimizer.rule else one
+            held = [touched.rows, touched.tables, touched.counts, touched.private, one.squares, one.gradient]
+            held += [scale, saved, second.gradient] if saved is not None else []
+            widths = [shape.stored for shape in call.learner.group.shapes]
+            most = engine.buffer_bytes(optimizer, len(call.bags.ids), max(widths))
+            found.append((most, sum(tensor.nbytes for tensor in held)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad", "adam", "helen", "sam"])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "table_row_wise", None])
+def test_estimates_are_what_the_rows_engine_holds(pool: Pool, sharding: str | None, name: str) -> None:
+    for state, *buffers in pool.run(4, state_of_rows, sharding, name, local_ranks=2):
+        assert state[0] == state[1]
+        assert all(held <= most for most, held in buffers)
 
 
 def split(lookup, ids):
