@@ -40,6 +40,10 @@ class Step(Protocol):
         """Steps so far that left everything as it was, because something was not finite."""
         ...
 
+    def most_frequent(self) -> dict[str, tuple[int, int]]:
+        """Of tables that count how often rows occur: the largest count (N*), and the row; collective."""
+        ...
+
 
 class BatchLoss:
     """This rank's part of a global batch's loss: `W * sum_local(w l) / sum_global(w)` on W ranks.
@@ -101,6 +105,9 @@ class FusedStep:
         self._rate.set(factor)
         self._sharded.set_table_lr(factor)
 
+    def most_frequent(self) -> dict[str, tuple[int, int]]:
+        return {}
+
 
 class RowStep:
     """Engine rows: one pass or two, tables and dense parameters in the end.
@@ -135,3 +142,6 @@ class RowStep:
     def set_lr(self, factor: float) -> None:
         self._rate.set(factor)
         self._rows.tables.set_lr(factor)
+
+    def most_frequent(self) -> dict[str, tuple[int, int]]:
+        return self._rows.tables.most_frequent()

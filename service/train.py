@@ -70,6 +70,11 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
         if split in schema.splits
     }
     result = summary(job, outcome, scores, world)
+    frequent = step.most_frequent()
+    if frequent:
+        result["most_frequent"] = {
+            name: {"id": row, "occurrences": count} for name, (count, row) in frequent.items()
+        }
     if world.first:
         run.write_result(result)
         draw(run.history, run.curves)

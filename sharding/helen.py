@@ -8,8 +8,9 @@
     for batch in loader:
         loss = step(lambda: bce(model(batch.sparse, batch.dense), batch.labels))
 
-Nothing of sparta's trainer, job files or data is needed. The two calls of the loss must give the model the
-same KeyedJaggedTensor object, whose ids then travel once.
+Nothing of sparta's trainer, job files or data is needed. Where both calls of the loss give the model the same
+KeyedJaggedTensor object, its ids travel once. Weights of single ids (`is_weighted`) scale rows and gradients in every
+plan; a gradient of their own they get only where ids stay on their rank, as TorchRec sends them outside autograd.
 """
 
 from collections.abc import Mapping

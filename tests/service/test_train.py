@@ -89,10 +89,23 @@ def test_helen_trains_the_same_on_any_ranks_and_plan(pool: Pool, data: Path, tmp
         job = toys.job_of(data, optim=HELEN, sharding={"constraints": constraints}, train={"ranks": ranks})
         run = tmp_path / sharding
         result = pool.run(ranks, run_job, job, run)[0]
-        found.append((losses(run), result["eval"]["test"]["click"]["auc"]))
-    for curve, auc in found[1:]:
+        found.append((losses(run), result["eval"]["test"]["click"]["auc"], result["most_frequent"]))
+    for curve, auc, frequent in found[1:]:
         np.testing.assert_allclose(curve[:20], found[0][0][:20], rtol=1e-5)
         assert auc == pytest.approx(found[0][1], abs=2e-3)
+        assert frequent == found[0][2]
+    assert set(found[0][2]) >= {"user", "colour"}
+
+
+def test_an_ascent_in_bf16_is_another_but_as_good(pool: Pool, data: Path, tmp_path: Path) -> None:
+    found = {}
+    for precision in ("fp32", "bf16"):
+        tables = {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_precision": precision}
+        job = toys.job_of(data, optim={"tables": tables, "dense": {"lr": 0.01}})
+        result = pool.run(1, run_job, job, tmp_path / precision)[0]
+        found[precision] = losses(tmp_path / precision), result["eval"]["test"]["click"]["auc"]
+    assert found["bf16"][0] != found["fp32"][0]
+    assert found["bf16"][1] == pytest.approx(found["fp32"][1], abs=5e-3)
 
 
 def test_frequencies_of_the_dataset_are_those_of_its_rows(data: Path) -> None:

@@ -18,6 +18,7 @@ from tests.sharding.rows.world import (
     TableSpec,
     World,
     batch,
+    coefficients,
     ids_of,
     placements,
     run,
@@ -86,6 +87,39 @@ def test_plan_invariance_to_the_bit_with_dyadic_gradients(
     pool: Pool, kind: str, ranks: int, world: World
 ) -> None:
     assert_same(trained(pool, world, kind, ranks), trained(pool, world))
+
+
+def nearly_cancels(world: World, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(rows,) bool of each table: the row's gradient is tiny beside those of its occurrences."""
+    found = {}
+    for table in world.tables:
+        sums = torch.zeros(table.rows, table.dim, dtype=torch.float64)
+        norms = torch.zeros(table.rows, dtype=torch.float64)
+        for name in table.keys:
+            (ids, lengths), factors = ids_of(world, 1)[name], coefficients(world, 1)[name].double()
+            for bag, factor in zip(ids.split(lengths.tolist()), factors, strict=True):
+                gradient = factor + weights[table.name][bag].sum(0)  # of c x + x^2 / 2 at x, the pooled rows
+                sums.index_add_(0, bag, gradient.expand(len(bag), -1))
+                norms.index_add_(0, bag, gradient.norm().expand(len(bag)))
+        found[table.name] = (sums.norm(dim=1) < 1e-5 * norms) & (norms > 0)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@few
+@given(world=worlds(steps=st.just(1), dyadic=st.just(False)), ranks=st.sampled_from([2, 4]))
+def test_plan_invariance_of_one_step(pool: Pool, kind: str, world: World, ranks: int) -> None:
+    expected, found = trained(pool, world), trained(pool, world, kind, ranks)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=1e-7)
+    cancels = [nearly_cancels(world, weights) for weights in (expected.weights[0], *expected.perturbed)]
+    for table in world.tables:
+        left_out = torch.stack([of_pass[table.name] for of_pass in cancels]).any(0)
+        assert left_out.sum() <= 0.05 * table.rows
+        after = expected.weights[1][table.name]
+        limit = 1e-4 * float(after.abs().max())
+        torch.testing.assert_close(
+            found.weights[1][table.name][~left_out], after[~left_out], rtol=0, atol=limit, msg=table.name
+        )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
