@@ -50,6 +50,8 @@ demo: install
 bench: install
 	$(VENV)/bin/python benchmarks/loader.py
 	$(VENV)/bin/python benchmarks/prepare.py
+	$(VENV)/bin/python benchmarks/kernels.py
+	$(VENV)/bin/python benchmarks/helen_step.py
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -7,22 +7,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparta.sharding.engines import TableOptimizer
-from sparta.sharding.rows.step import RowsStep
 from tests.pool import Pool
 from tests.sharding.rows.world import (
     SHARDINGS,
     Outcome,
     TableSpec,
     World,
-    batch,
     coefficients,
     ids_of,
     placements,
     run,
-    sharded,
     table_specs,
 )
 
@@ -293,40 +289,3 @@ def test_steps_between_ascents_are_plain_and_still_count(pool: Pool, kind: str) 
     always = trained(pool, World(tables, steps=5, dyadic=False), kind, 2)
     assert (len(seldom.perturbed), len(always.perturbed)) == (2, 5)
     assert torch.equal(seldom.state["optim/t/count"], always.state["optim/t/count"])
-
-
-class _Largest(TorchDispatchMode):
-    """The elements of the largest tensor that an operator makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else [out]:
-            fresh = isinstance(one, Tensor) and not any(one is given for given in args)
-            if fresh and one.untyped_storage().nbytes() and not one._is_view():
-                known = any(
-                    isinstance(given, Tensor) and given.data_ptr() == one.data_ptr() for given in args
-                )
-                self.elements = max(self.elements, 0 if known else one.numel())
-        return out
-
-
-def largest_tensor(rank: int, ranks: int, world: World, kind: str) -> int:
-    module = sharded(world, placements(world, kind, ranks), ranks)
-    step = RowsStep(module, None)
-    for number in (1, 2):
-        sparse = batch(world, number, rank, ranks)
-        with _Largest() as seen:
-            step(lambda: sum(out.sum() for out in module(sparse).values()))  # type: ignore[arg-type, return-value] # noqa: B023
-    return seen.elements
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_a_step_is_as_large_as_a_table(pool: Pool, kind: str) -> None:
-    rows = 100_000
-    tables = tuple(TableSpec(f"t{n}", rows, 8, TableOptimizer("helen", LR)) for n in range(5))
-    for elements in pool.run(2, largest_tensor, World(tables), kind):
-        assert 0 < elements < rows / 10

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel, sharding_plan
 from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import DataType
 
 from sparta.models.embedding import padded
 from sparta.models.hashing import fill_normal, key
@@ -60,6 +61,8 @@ class World:
     poison: Mapping[int, str] = field(default_factory=dict)
     """Steps, from 1, and what is not finite on the last rank: its "gradient", or its "loss" alone."""
     ascend_every: int = 1
+    half: bool = False
+    """Weights in float16."""
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Occurrences in the training set, of tables with frequency dataset."""
 
@@ -126,6 +129,7 @@ class _Model(nn.Module):
                     num_embeddings=table.rows,
                     embedding_dim=padded(table.dim),
                     feature_names=table.keys,
+                    data_type=DataType.FP16 if world.half else DataType.FP32,
                     init_fn=nn.init.zeros_,
                 )
                 for table in world.tables
