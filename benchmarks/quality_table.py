@@ -3,7 +3,7 @@
     python -m benchmarks.quality_table [--write README.md]
 
 Prints it, or puts it between the markers `<!-- quality -->` and `<!-- /quality -->` of a file. What a step
-costs is another benchmark's business: benchmarks/results/helen_step.json, a dash where that has nothing.
+costs is another benchmark's business: the newest benchmarks/results/helen_step-*.json, a dash where that has nothing.
 """
 
 import argparse
@@ -18,13 +18,16 @@ from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.run import write_atomically
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
-STEPS = ROOT / "benchmarks" / "results" / "helen_step.json"
+STEPS = "helen_step-*.json"
 BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
 HEAD = ("data", "optimizer", "test AUC", "LogLoss", "AUC - Adam's [95%]", "seeds won", "chosen", "step")
 
 
-def load(folder: Path = RESULTS, steps: Path = STEPS) -> tuple[list[Record], Mapping[str, float]]:
+def load(folder: Path = RESULTS) -> tuple[list[Record], Mapping[str, float]]:
     """The results in the study's order, and the cost of a step by the benchmark's names.
+
+    Args:
+        folder: of the results; the costs lie beside it.
 
     Raises:
         ConfigError: there is none.
@@ -34,7 +37,8 @@ def load(folder: Path = RESULTS, steps: Path = STEPS) -> tuple[list[Record], Map
         raise ConfigError(f"{folder}: holds no result; run `python -m benchmarks.quality` first")
     order = list(load_study().data)
     found.sort(key=lambda result: order.index(result["data"]) if result["data"] in order else len(order))
-    return found, json.loads(steps.read_text())["to_adam"] if steps.is_file() else {}
+    measured = sorted(folder.parent.glob(STEPS))
+    return found, json.loads(measured[-1].read_text())["to_adam"] if measured else {}
 
 
 def render(results: Sequence[Record], costs: Mapping[str, float]) -> str:

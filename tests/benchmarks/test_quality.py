@@ -211,9 +211,10 @@ def test_results_hold_all_that_the_table_needs(studied: tuple[Any, Any], tmp_pat
     assert found is not None
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "toy.json").write_text(json.dumps(found))
-    steps = tmp_path / "steps.json"
-    steps.write_text(json.dumps({"to_adam": {"adam": 1.0, "helen": 1.6}}))
-    text = quality_table.render(*quality_table.load(tmp_path / "out", steps))
+    for date, ratio in (("2026-01-02", 9.9), ("2026-02-01", 1.6)):
+        steps = tmp_path / f"helen_step-{date}.json"
+        steps.write_text(json.dumps({"to_adam": {"adam": 1.0, "helen": ratio}}))
+    text = quality_table.render(*quality_table.load(tmp_path / "out"))
     assert "toy: Helen helps: +." in text
     assert "| 2 of 2 | lr 0.2 | 1.60x |" in text
     assert str(tmp_path) not in json.dumps(found)
