@@ -155,6 +155,27 @@ BUGS = [
         "        return last\n",
         f"{STEP}::test_equals_the_one_process_optimizer[helen-1]",
     ),
+    Bug(
+        "partial sums of two frequent rows in one place",
+        "optim/rows/gpu_loops.py",
+        "(2 * window + leads.to(tl.int64)) * D",
+        "(2 * window) * D",
+        "tests/optim/rows/test_gpu.py::test_in_the_interpreter",
+    ),
+    Bug(
+        "random bits of a shard's rows, not the table's",
+        "optim/rows/gpu_loops.py",
+        "(local + tl.load(origins + 2 * table))",
+        "local",
+        "tests/sharding/rows/test_gpu_kernels.py::test_in_the_interpreter",
+    ),
+    Bug(
+        "another reduction for every table",
+        "sharding/rows/tables.py",
+        "            dist.all_reduce(largest, op=dist.ReduceOp.MAX)\n",
+        "            [dist.all_reduce(one, op=dist.ReduceOp.MAX) for one in largest.split(1)]\n",
+        "tests/sharding/rows/test_costs.py::test_collectives_do_not_grow_with_the_tables[row_wise]",
+    ),
 ]
 
 
