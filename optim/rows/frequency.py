@@ -47,7 +47,7 @@ def plain_scale(
     radius = rho[touched.tables]
     if counts is not None:
         # Only a row of id 0 that may not set N* can have more than that.
-        share = (counts[touched.rows] / largest.clamp(min=1)[touched.tables]).clamp(max=1.0)
+        share = (counts[touched.rows].double() / largest.clamp(min=1)[touched.tables]).clamp(max=1.0)
         radius = radius * torch.maximum(share, xi[touched.tables])
     norm = norms[touched.tables]
     norm = torch.where(norm < 0, squares.sqrt(), norm)

@@ -45,8 +45,8 @@ def test_scales_equal(case: Case, seed: int, counted: bool) -> None:
         return torch.rand(size, generator=rng, dtype=torch.float64)
 
     squares = drawn(len(touched.rows)) * flags(len(touched.rows), seed)
-    counts = torch.randint(1, 9, (group.rows,), generator=rng) if counted else None
-    largest = torch.randint(0, 9, (tables,), generator=rng)  # also less than a row's: id 0 may not set it
+    counts = torch.randint(1, 2**40, (group.rows,), generator=rng) if counted else None
+    largest = torch.randint(0, 2**40, (tables,), generator=rng)  # also less than a row's: id 0 may not set it
     norms = torch.where(flags(tables, seed + 2), -1.0, drawn(tables) * flags(tables, seed + 3))
     operands = touched, squares, counts, largest, drawn(tables), drawn(tables), norms
     # Compilers may divide and multiply in another order: the last bit of a float64.
