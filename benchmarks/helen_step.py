@@ -48,7 +48,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "helen, ascend_precision bf16": {"name": "helen", "precision": "bf16"},
     "helen, bf16, ascend_every 2": {"name": "helen", "rho": 0.02, "precision": "bf16", "every": 2},
     "helen, perturb_dense": {"name": "helen", "dense": "helen"},
-    "sam": {"name": "sam", "dense": "sam"},
+    "sam": {"name": "sam"},
+    "asam": {"name": "asam"},
 }
 
 

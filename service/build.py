@@ -23,7 +23,6 @@ from sparta.service.step import FusedStep, RowStep, Step
 from sparta.service.world import World
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import Plan, load_plan, make_plan
-from sparta.sharding.rows.dense import Rule
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded, shard
 from sparta.sharding.tables import tables_of
@@ -205,16 +204,10 @@ def step(job: Job, of: Sharded, world: World) -> Step:
     dense = dense_optimizer(job, of.dense_parameters())
     if tables.engine == "fbgemm":
         return FusedStep(of, dense, ranks=world.ranks, clip_norm=clip_norm)
-    # SAM and ASAM have one norm over all that is trained; Helen's dense part is a choice.
-    rule: Rule | None = "sam" if tables.name == "sam" else "asam" if tables.name == "asam" else None
-    if tables.name == "helen" and tables.perturb_dense:
-        rule = "helen"
     rows = RowsStep(
         of.module,
         dense,
-        perturb_dense=rule,
-        rho=tables.rho,
-        eta=tables.eta,
+        perturb_dense="helen" if tables.perturb_dense else None,
         ascend_every=tables.ascend_every,
         ascend_precision=tables.ascend_precision,
         clip_norm=clip_norm,

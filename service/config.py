@@ -29,7 +29,6 @@ from sparta.service.settings import Settings, Yaml, edit, explain
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
-TWO_PASS = ("helen", "sam", "asam")
 ASCENT = (
     "base",
     "rho",
@@ -43,7 +42,14 @@ ASCENT = (
     "ascend_fraction",
     "ascend_precision",
 )
-"""Keys that only these read."""
+"""Keys that only optimizers in two passes read."""
+READS = {
+    "helen": set(ASCENT) - {"eta"},
+    "sam": {"base", "rho", "ascend_every", "ascend_fraction", "ascend_precision"},
+    "asam": {"base", "rho", "eta", "ascend_every", "ascend_fraction", "ascend_precision"},
+}
+"""Which of them each reads."""
+TWO_PASS = tuple(READS)
 
 
 class DownSampling(Settings):
@@ -143,12 +149,6 @@ class TableOptimizerSettings(Settings):
             raise ValueError("engine rows has no adagrad; use rowwise_adagrad, or engine: fbgemm")
         if self.engine == "fbgemm" and self.name in TWO_PASS:
             raise ValueError(f"engine fbgemm has no {self.name}; use engine: rows")
-        for key in ASCENT if self.name not in TWO_PASS else ():
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"{key} {getattr(self, key)}: {self.name} does not ascend; drop it, or use name: helen "
-                    "(of single tables: tables.<name>.optimizer)"
-                )
         if abs(1 / self.ascend_fraction - round(1 / self.ascend_fraction)) > 1e-6:
             raise ValueError(
                 f"ascend_fraction {self.ascend_fraction} is not 1 over a whole number, such as 0.25"
@@ -251,6 +251,28 @@ class Job(Settings):
     optim: OptimSettings = OptimSettings()
     sharding: ShardingSettings = ShardingSettings()
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _says_nothing_that_is_not_heard(self) -> "Job":
+        every = self.optim.tables
+        used = {every.name, *(own.optimizer for own in self.tables.values() if own.optimizer)}
+        heard = set().union(*(READS.get(name, set()) for name in used))
+        for key in ASCENT:
+            value = getattr(every, key)
+            if key not in heard and value != type(every).model_fields[key].default:
+                readers, ours = [name for name, keys in READS.items() if key in keys], sorted(used)
+                raise ValueError(
+                    f"optim.tables.{key} {value}: read by {', '.join(readers)}, but tables learn by "
+                    f"{', '.join(ours)}; drop it"
+                )
+        for name, own in self.tables.items():
+            optimizer = own.optimizer or every.name
+            for key in ("rho", "xi", "norm", "frequency"):
+                if getattr(own, key) is not None and key not in READS.get(optimizer, set()):
+                    raise ValueError(
+                        f"tables.{name}.{key} {getattr(own, key)}: its optimizer {optimizer} does not read it; drop it"
+                    )
+        return self
 
     def dump(self) -> str:
         """The whole job with every default written out, as YAML."""

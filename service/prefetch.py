@@ -27,7 +27,7 @@ class Prefetcher:
         self._device = device
         self._collections = collections
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._next: tuple[Batch, list[Arrived]] | None = None
+        self._next: tuple[Batch, list[tuple[RowsCollection, Arrived]]] | None = None
 
     def __iter__(self) -> "Prefetcher":
         return self
@@ -44,9 +44,9 @@ class Prefetcher:
             for tensor in (batch.dense, batch.labels, batch.slots.weights):
                 tensor.record_stream(current)
             batch.sparse.record_stream(current)
-            for one in arrived:
+            for _, one in arrived:
                 one.features.record_stream(current)
-        for collection, one in zip(self._collections, arrived, strict=True):
+        for collection, one in arrived:
             collection.accept(one)
         return batch
 
@@ -59,4 +59,5 @@ class Prefetcher:
             return
         with torch.cuda.stream(self._stream):  # does nothing without one
             batch = host.to(self._device)
-            self._next = batch, [collection.send(batch.sparse) for collection in self._collections]
+            wanted = [collection for collection in self._collections if collection.takes(batch.sparse)]
+            self._next = batch, [(collection, collection.send(batch.sparse)) for collection in wanted]

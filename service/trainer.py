@@ -169,25 +169,26 @@ class Meter:
         """Wall time in training steps so far, up to the last `read`."""
         # The loss stays on the device until it is read: a step must not wait for the host.
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._real = 0
+        self._real = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
         self._mark = time.perf_counter()
 
     def add(self, loss: Tensor, batch: Batch) -> None:
         self._loss += loss
-        self._real += int((batch.slots.weights > 0).sum())
+        self._real += (batch.slots.weights > 0).sum()
         self._steps += 1
 
     def read(self) -> tuple[float, float]:
         """(mean loss, examples a second) since the last call, over all ranks; collective."""
-        sums = torch.stack([self._loss, torch.full_like(self._loss, self._real)])
+        sums = torch.stack([self._loss, self._real.double()])
         loss, examples = total(sums).tolist()
         now = time.perf_counter()
         elapsed, steps = now - self._mark, self._steps
         self.examples += round(examples)
         self.seconds += elapsed
         self._loss.zero_()
-        self._real = self._steps = 0
+        self._real.zero_()
+        self._steps = 0
         self._mark = now
         return loss / steps, examples / elapsed
 

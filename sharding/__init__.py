@@ -9,12 +9,25 @@ _HOMES = {
     "RowsStep": "rows.step",
     "Sharded": "shard",
     "TableOptimizer": "engines",
+    "learning_state": "rows.state",
+    "load_learning": "rows.state",
     "load_plan": "plan",
     "make_plan": "plan",
     "shard": "shard",
 }
 
-__all__ = ["HelenSharder", "Plan", "RowsStep", "Sharded", "TableOptimizer", "load_plan", "make_plan", "shard"]
+__all__ = [
+    "HelenSharder",
+    "Plan",
+    "RowsStep",
+    "Sharded",
+    "TableOptimizer",
+    "learning_state",
+    "load_learning",
+    "load_plan",
+    "make_plan",
+    "shard",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -170,6 +170,12 @@ class Rows:
     _BASES = ("sgd", "adam", "rowwise_adagrad")
 
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
+        for key, known in (("norm", ("row", "table")), ("frequency", ("cumulative", "batch", "dataset"))):
+            if getattr(optimizer, key) not in known:
+                raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)!r}; use {', '.join(known)}")
+        for key in ("lr", "eps", "rho", "xi", "eta"):
+            if not 0 <= getattr(optimizer, key) < math.inf:
+                raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)}; it is never negative")
         if optimizer.steps_by not in self._BASES:
             raise ConfigError(
                 f"table {table}: engine rows has no optimizer {optimizer.steps_by!r}; "
@@ -178,8 +184,8 @@ class Rows:
 
     def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
         entries = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * columns}
-        counted = optimizer.name == "helen" and optimizer.frequency != "batch"
-        per_row = entries[optimizer.steps_by] * FLOAT_BYTES + STAMP_BYTES + (COUNT_BYTES if counted else 0)
+        counts = COUNT_BYTES if optimizer.name == "helen" else 0
+        per_row = entries[optimizer.steps_by] * FLOAT_BYTES + STAMP_BYTES + counts
         return rows * per_row
 
     def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:

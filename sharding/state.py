@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.model_parallel import get_unwrapped_module
 
 from sparta.models.embedding import table_name
 from sparta.models.errors import DataError
@@ -149,6 +150,8 @@ def logical_tables(module: nn.Module, plan: Plan) -> dict[str, LogicalTable]:
 
 def dense_tensors(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
     """Parameters and persistent buffers of everything that is not a table, by name in the user's model."""
+    # Wrappers name parameters without themselves, but modules with; unwrapped, names match.
+    module = get_unwrapped_module(module)
     inside = tuple(f"{path}." if path else "" for path, _ in sharded_collections(module))
     parameters = {n: p for n, p in module.named_parameters() if not n.startswith(inside)}
     persistent = {n for n in module.state_dict() if not n.startswith(inside)}

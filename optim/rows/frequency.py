@@ -22,7 +22,9 @@ def plain_count(touched: Touched, counts: Tensor, advances: Tensor, missing: Ten
         missing: (T,) int64, the linear row of a table's id 0 if that may not be its most frequent, else -1.
     """
     counts.index_add_(0, touched.rows, touched.counts * advances[touched.tables])
-    seen = counts[touched.rows].masked_fill(touched.rows == missing[touched.tables], 0)
+    # Entries beyond the touched rows, which occur 0 times, stand for row 0, whoever's that is.
+    left_out = (touched.counts == 0) | (touched.rows == missing[touched.tables])
+    seen = counts[touched.rows].masked_fill(left_out, 0)
     return torch.zeros_like(missing).scatter_reduce_(0, touched.tables, seen, "amax")
 
 

@@ -211,6 +211,8 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         self.learning = dict(learning)
         self.named = named
         self._arrived: dict[int, Arrived] = {}
+        self.stepping = False
+        """Whether a step is under way: batches that are looked up outside of one are nobody's to step."""
         for kind, lookup in zip(self._sharding_types, self._lookups, strict=True):
             for bag in lookup._emb_modules:
                 bag.bind(learning, kind == ShardingType.DATA_PARALLEL.value)
@@ -250,11 +252,16 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         """Have a batch ready for the forward that is given it."""
         self._arrived[id(arrived.sparse)] = arrived
 
-    def arrive(self, sparse: KeyedJaggedTensor) -> Arrived:
+    def arrive(self, sparse: KeyedJaggedTensor) -> None:
         """`send` and `accept`, unless this very batch is here already."""
         if id(sparse) not in self._arrived:
             self.accept(self.send(sparse))
-        return self._arrived[id(sparse)]
+
+    def takes(self, sparse: KeyedJaggedTensor) -> bool:
+        """Whether a batch has all features that are looked up here; a model may make others of them."""
+        return {name for table in self._embedding_bag_configs for name in table.feature_names} <= set(
+            sparse.keys()
+        )
 
     def first_calls(self) -> list[Call]:
         """The calls of the batch that arrived first in this step; none if none arrived."""
@@ -277,6 +284,7 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def forget(self) -> None:
         """Drop what arrived; a step is over."""
         self._arrived.clear()
+        self.stepping = False
 
     def learners(self) -> list[Learner]:
         return [bag.learner for lookup in self._lookups for bag in lookup._emb_modules]
@@ -288,9 +296,9 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def forward(self, sparse: KeyedJaggedTensor) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(sparse)
-        arrived = self.arrive(sparse)
-        # The last in the dictionary is the last looked up.
-        self._arrived[id(sparse)] = self._arrived.pop(id(sparse))
+        arrived = self._arrived.pop(id(sparse), None) or self.send(sparse)
+        if self.stepping:
+            self.accept(arrived)  # the last in the dictionary is the last looked up
         pooled = [
             lookup(features, calls)
             for lookup, features, calls in zip(self._lookups, arrived.features, arrived.calls, strict=True)

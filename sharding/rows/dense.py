@@ -1,12 +1,48 @@
 """What ascends beside the tables: the parameters that are in none, all together under one norm."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from sparta.models.errors import ConfigError
+from sparta.sharding.engines import TableOptimizer
+
 Rule = Literal["helen", "sam", "asam"]
+
+
+def follow(
+    optimizers: Collection[TableOptimizer],
+    asked: Rule | None,
+    rho: float | None,
+    eta: float | None,
+) -> tuple[Rule | None, float, float]:
+    """(rule, radius, ASAM's constant) of the dense parameters: what was asked for, or else what the tables say.
+
+    SAM and ASAM have one norm over all that is trained, so there the dense parameters always ascend.
+
+    Raises:
+        ConfigError: the tables say different things.
+    """
+    rules = sorted(
+        {one.rule for one in optimizers if one.rule in ("sam", "asam")} if asked is None else {asked}
+    )
+    if not rules:
+        return None, 0.0, 0.0
+    if len(rules) > 1:
+        raise ConfigError(
+            "tables learn by sam and by asam: say with perturb_dense which the dense parameters follow"
+        )
+    like = [one for one in optimizers if one.rule == rules[0]]
+    found = []
+    for key, given, default in (("rho", rho, TableOptimizer.rho), ("eta", eta, TableOptimizer.eta)):
+        of_tables = {getattr(one, key) for one in like} or {default}
+        if given is None and len(of_tables) > 1:
+            values = ", ".join(str(value) for value in sorted(of_tables))
+            raise ConfigError(f"tables have {key} {values}: say with {key} what the dense parameters have")
+        found.append(of_tables.pop() if given is None else given)
+    return cast(Rule, rules[0]), found[0], found[1]
 
 
 class DenseAscent:

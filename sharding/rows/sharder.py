@@ -6,7 +6,9 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
+from torchrec.modules.embedding_configs import PoolingType
 
+from sparta.models.errors import ConfigError
 from sparta.optim.rows.group import BASES
 from sparta.sharding.engines import ENGINES, hand_over
 from sparta.sharding.rows.bags import RowsCollection
@@ -41,6 +43,16 @@ class RowsSharder(Sharder):
         for config in module.embedding_bag_configs():
             parameter = module.embedding_bags[config.name].weight
             way = learning[config.name] = self._learning(config)
+            if module.is_weighted() and config.pooling == PoolingType.MEAN:
+                raise ConfigError(
+                    f"table {config.name}: a mean of weighted rows is another on every plan; pool by sum and divide "
+                    "in the model"
+                )
+            if not parameter.requires_grad:
+                raise ConfigError(
+                    f"table {config.name} is frozen, and the rows engine steps all its tables; "
+                    'give it {"name": "sgd", "lr": 0.0}'
+                )
             # FBGEMM only looks rows up: of its optimizers SGD keeps no state. TorchRec puts tables of one
             # learning rate, which nobody reads, into one group, and a group's tables share our state.
             kind = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")

@@ -9,8 +9,8 @@ not finite on any rank, nothing changes on any of them.
 Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process oracle.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparta.optim.passes import Passes
-from sparta.sharding.rows.dense import DenseAscent, Rule
+from sparta.sharding.rows.dense import DenseAscent, Rule, follow
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import dense_tensors
 
@@ -31,9 +31,10 @@ class RowsStep:
     Args:
         module: the sharded model.
         dense: optimizer of everything that is not in a table; None if nothing is.
-        perturb_dense: the rule by which the dense parameters ascend too; None for tables only.
-        rho: the dense radius.
-        eta: ASAM's constant for the dense part.
+        perturb_dense: the rule by which the dense parameters ascend too. By default they do as SAM's and ASAM's tables
+            do, and stay where they are beside Helen's.
+        rho: the dense radius; by default that of the tables of the same rule.
+        eta: ASAM's constant for the dense part, likewise.
         ascend_every: ascend in steps whose number divides by it; the other steps are plain.
         ascend_precision: what the first pass's matrices are multiplied in, `torch.autocast` for bf16. It gives
             the rows a direction only, and the loss reported.
@@ -46,8 +47,8 @@ class RowsStep:
         dense: torch.optim.Optimizer | None,
         *,
         perturb_dense: Rule | None = None,
-        rho: float = 0.01,
-        eta: float = 0.01,
+        rho: float | None = None,
+        eta: float | None = None,
         ascend_every: int = 1,
         ascend_precision: Precision = "fp32",
         clip_norm: float | None = None,
@@ -59,10 +60,17 @@ class RowsStep:
         self._optimizer = dense
         parameters, buffers = dense_tensors(module)
         self._parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        inside = {id(p) for p in [*parameters.values(), *module.parameters()]}
+        for group in dense.param_groups if dense else ():  # also what the optimizer has beside the module
+            beside = [p for p in group["params"] if id(p) not in inside]
+            self._parameters |= {f"beside.{len(self._parameters) + n}": p for n, p in enumerate(beside)}
         self._buffers = list(buffers.values())
         self._wrapped = [child for child in module.modules() if isinstance(child, DistributedDataParallel)]
-        self._dense = DenseAscent(self._parameters, perturb_dense, rho=rho, eta=eta)
-        self._ascends = bool(self.tables.rules or perturb_dense)
+        # Without dense parameters there is nothing to say about them.
+        follows = self.tables.optimizers.values() if self._parameters else ()
+        rule, radius, constant = follow(follows, perturb_dense, rho, eta)
+        self._dense = DenseAscent(self._parameters, rule, rho=radius, eta=constant)
+        self._ascends = bool(self.tables.rules or rule)
         self._every = ascend_every
         self._bf16 = ascend_precision == "bf16"
         self._clip_norm = clip_norm
@@ -81,17 +89,38 @@ class RowsStep:
                 (`RowTables.arrive`).
             meanwhile: called when the passes are under way and before anybody waits for their outcome.
         """
-        buffers = [buffer.clone() for buffer in self._buffers]
+        before = [buffer.clone() for buffer in self._buffers]
+        self.tables.begin()
+        try:
+            return self._step(forward, share, meanwhile, before)
+        except BaseException:  # of the model, of an interrupted user: no row may stay where it climbed
+            self._undo(before)
+            raise
+
+    def _undo(self, before: Sequence[Tensor]) -> None:
+        """Leave everything as it was; not collective."""
+        self._dense.restore()
+        for buffer, was in zip(self._buffers, before, strict=True):
+            buffer.copy_(was)
+        self.tables.refuse()
+
+    def _step(
+        self,
+        forward: Callable[[], Tensor],
+        share: Callable[[], Tensor] | None,
+        meanwhile: Callable[[], None],
+        before: Sequence[Tensor],
+    ) -> Tensor:
         finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
         ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
         with self._passes as passes:
             if ascending:
                 with passes.first(averages=share is None):
-                    first, finite = self._ascend(share or forward)
+                    first, finite = self._ascend(share or forward, whole=share is not None)
             with passes.second(averages=not ascending or share is not None):
                 last = self._backward(forward, tables_only=False)
         if not ascending:
-            self.tables.count()
+            self.tables.count(whole=False)
         found = self.tables.reduce(ascending=False)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -105,21 +134,21 @@ class RowsStep:
                 self._optimizer.step()
             self.tables.step(found)
         else:
-            for buffer, before in zip(self._buffers, buffers, strict=True):
-                buffer.copy_(before)
-            self.tables.refuse()
+            self._undo(before)
             self.refused += 1
         return first if ascending and share is None else last
 
-    def _ascend(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def _ascend(self, forward: Callable[[], Tensor], *, whole: bool) -> tuple[Tensor, Tensor]:
         """Pass 1 and what follows from it: (loss, whether all was finite)."""
 
         def cheap() -> Tensor:
-            with torch.autocast(self.tables.device.type, torch.bfloat16, enabled=self._bf16):
+            # A context of the caller's own stays as it is.
+            kind = self.tables.device.type
+            with torch.autocast(kind, torch.bfloat16) if self._bf16 else nullcontext():
                 return forward()
 
         loss = self._backward(cheap, tables_only=self._dense.rule is None)
-        self.tables.count()
+        self.tables.count(whole=whole)
         passes = self.tables.reduce(ascending=True)
         finite = loss.isfinite() & self.tables.finite(passes)
         if self._dense.rule is None:

@@ -56,7 +56,14 @@ class RowTables:
         }
         """Rows and logical columns of whole tables."""
         self.names = sorted(self.optimizers)
-        for name in sorted({name for one in self.collections for name in one.named} - set(self.names)):
+        repeated = sum(len(one.learning) for one in self.collections) - len(self.names)
+        if repeated:
+            raise ConfigError(
+                f"two EmbeddingBagCollections have a table of one name, among {', '.join(self.names[:20])}; "
+                "give every table a name of its own"
+            )
+        named = {table_name(name) for one in self.collections for name in one.named}
+        for name in sorted(named - set(self.names)):
             near = get_close_matches(name, self.names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(self.names[:20])}"
             raise ConfigError(
@@ -100,18 +107,29 @@ class RowTables:
     def arrive(self, sparse: KeyedJaggedTensor) -> None:
         """Send a batch's ids to where their rows are, before the model asks for it; collective."""
         for one in self.collections:
-            one.arrive(sparse)
+            if one.takes(sparse):
+                one.arrive(sparse)
+
+    def begin(self) -> None:
+        """From here to `step` or `refuse` what the model looks up belongs to the step."""
+        self._before = self._largest
+        for one in self.collections:
+            one.stepping = True
 
     def leaves(self) -> list[Tensor]:
         """What a backward pass that only wants the tables' gradients goes to."""
         return [leaf for one in self.collections for leaf in one.leaves()]
 
-    def count(self) -> None:
-        """Add the occurrences of the batch that arrived first, and find every table's N*; collective."""
-        self._counted = [call for one in self.collections for call in one.first_calls()]
+    def count(self, *, whole: bool) -> None:
+        """Add the occurrences of the batch that was looked up last, and find every table's N*; collective.
+
+        Args:
+            whole: count the batch that arrived first, of which only a share was looked up.
+        """
+        calls = [one.first_calls() if whole else one.last_calls() for one in self.collections]
+        self._counted = [call for of_one in calls for call in of_one]
         if not self._advances:
             return
-        self._before = self._largest
         self._largest = self._over_ranks(
             self._largest * self._carries,
             [(call.learner, call.learner.count(call.touched)) for call in self._counted],
@@ -224,16 +242,21 @@ class RowTables:
         squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         for call, one in passes:
             if not call.learner.replicated or rank() == 0:  # all replicas found the same
-                squares.index_add_(0, self._places[call.learner], call.learner.squares_by_table(one))
+                squares += _gathered(self._places[call.learner], squares, call.learner.squares_by_table(one))
         total(squares)
         joined = squares.new_zeros(len(self._joint) + 1)  # the last is of the tables without
-        joined.index_add_(0, self._joined % len(joined), squares)
+        joined = _gathered(self._joined % len(joined), joined, squares)
         shared = {rule: self._joint[rule] for rule in dense if rule in self._joint}
         for rule, number in shared.items():
             joined[number] += dense[rule]
         joined = joined.sqrt()
         norms = torch.where(self._joined < 0, OWN, joined[self._joined])
         return norms, {rule: joined[number] for rule, number in shared.items()}
+
+
+def _gathered(places: Tensor, like: Tensor, values: Tensor) -> Tensor:
+    """Sums of the values by place; not index_add_, whose order on a GPU differs from run to run."""
+    return (torch.arange(len(like), device=like.device)[:, None] == places).to(values.dtype) @ values
 
 
 def _norm_over(name: str, optimizer: TableOptimizer) -> str | None:

@@ -28,6 +28,9 @@ class Collection:
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
 
+    def takes(self, sparse: KeyedJaggedTensor) -> bool:
+        return True
+
     def send(self, sparse: KeyedJaggedTensor) -> int:
         self.seen.append(("send", int(sparse.values()[0])))
         return int(sparse.values()[0])

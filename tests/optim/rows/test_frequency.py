@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparta.optim.rows.frequency import count, plain_count, plain_scale, scale
-from sparta.optim.rows.group import Shape
+from sparta.optim.rows.group import Shape, Touched
 from sparta.optim.rows.plain import PLAIN
 from tests.optim.rows.cases import Case, cases, make
 from tests.optim.rows.contest import exactly
@@ -51,6 +51,22 @@ def test_scales_equal(case: Case, seed: int, counted: bool) -> None:
     operands = touched, squares, counts, largest, drawn(tables), drawn(tables), norms
     # Compilers may divide and multiply in another order: the last bit of a float64.
     torch.testing.assert_close(scale(*operands), plain_scale(*operands), rtol=1e-14, atol=0)
+
+
+def test_entries_beyond_the_touched_rows_count_for_nobody() -> None:
+    """They stand for row 0, which belongs to the second table where the first has no row here."""
+    touched = Touched(
+        rows=torch.tensor([1, 0, 0]),
+        tables=torch.tensor([1, 0, 0]),
+        counts=torch.tensor([2, 0, 0]),
+        bounds=torch.tensor([0, 0, 1]),
+        packed=torch.tensor([0, 0, 4]),
+        private=None,
+    )
+    counts = torch.tensor([100, 0])
+    both = torch.tensor([True, True])
+    assert plain_count(touched, counts, both, torch.tensor([-1, -1])).tolist() == [0, 2]
+    assert counts.tolist() == [100, 2]
 
 
 def test_a_batch_without_ids_counts_nothing() -> None:

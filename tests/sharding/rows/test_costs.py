@@ -54,6 +54,16 @@ def test_nothing_in_a_step_is_as_large_as_a_table(pool: Pool, kind: str) -> None
         assert 0 < elements < rows / 10
 
 
+def dense_of(rank: int, ranks: int, world: World) -> list[str]:
+    return list(RowsStep(sharded(world, placements(world, "table_wise", ranks), ranks), None)._parameters)
+
+
+def test_no_table_is_taken_for_a_dense_parameter(pool: Pool) -> None:
+    """They would be copied whole when dense parameters ascend."""
+    world = World((TableSpec("t0", 9, 8, TableOptimizer("helen", LR)),))
+    assert pool.run(1, dense_of, world)[0] == []
+
+
 def reductions(rank: int, ranks: int, world: World, kind: str) -> list[int]:
     """Elements of every all-reduce in a step."""
     module = sharded(world, placements(world, kind, ranks), ranks)
