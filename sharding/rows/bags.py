@@ -259,9 +259,8 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
 
     def takes(self, sparse: KeyedJaggedTensor) -> bool:
         """Whether a batch has all features that are looked up here; a model may make others of them."""
-        return {name for table in self._embedding_bag_configs for name in table.feature_names} <= set(
-            sparse.keys()
-        )
+        wanted = {name for table in self._embedding_bag_configs for name in table.feature_names}
+        return wanted <= set(sparse.keys())
 
     def first_calls(self) -> list[Call]:
         """The calls of the batch that arrived first in this step; none if none arrived."""

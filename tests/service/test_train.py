@@ -15,7 +15,6 @@ from sparta.models.dnn import DNN
 from sparta.models.embedding import Embeddings, Inputs
 from sparta.models.errors import ConfigError
 from sparta.models.schema import load_schema
-from sparta.service import build
 from sparta.service.check import check
 from sparta.service.config import Job
 from sparta.service.data.prepare import encode_file, prepare
@@ -24,7 +23,6 @@ from sparta.service.predict import predict, strangers
 from sparta.service.run import RunDirectory
 from sparta.service.train import score, train, trained
 from sparta.service.world import world
-from sparta.sharding.tables import tables_of
 from tests.pool import Pool
 from tests.service import toys
 
@@ -77,49 +75,6 @@ def test_the_number_of_ranks_changes_nothing(
     assert results[0]["eval"]["test"]["click"]["auc"] == pytest.approx(
         expected["eval"]["test"]["click"]["auc"], abs=2e-3
     )
-
-
-HELEN = {"tables": {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_every": 2}, "dense": {"lr": 0.01}}
-
-
-def test_helen_trains_the_same_on_any_ranks_and_plan(pool: Pool, data: Path, tmp_path: Path) -> None:
-    found = []
-    for ranks, sharding in ((1, "table_wise"), (2, "row_wise"), (4, "data_parallel")):
-        constraints = {name: [sharding] for name in ("user", "colour")}
-        job = toys.job_of(data, optim=HELEN, sharding={"constraints": constraints}, train={"ranks": ranks})
-        run = tmp_path / sharding
-        result = pool.run(ranks, run_job, job, run)[0]
-        found.append((losses(run), result["eval"]["test"]["click"]["auc"], result["most_frequent"]))
-    for curve, auc, frequent in found[1:]:
-        np.testing.assert_allclose(curve[:20], found[0][0][:20], rtol=1e-5)
-        assert auc == pytest.approx(found[0][1], abs=2e-3)
-        assert frequent == found[0][2]
-    assert set(found[0][2]) >= {"user", "colour"}
-
-
-def test_an_ascent_in_bf16_is_another_but_as_good(pool: Pool, data: Path, tmp_path: Path) -> None:
-    found = {}
-    for precision in ("fp32", "bf16"):
-        tables = {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_precision": precision}
-        job = toys.job_of(data, optim={"tables": tables, "dense": {"lr": 0.01}})
-        result = pool.run(1, run_job, job, tmp_path / precision)[0]
-        found[precision] = losses(tmp_path / precision), result["eval"]["test"]["click"]["auc"]
-    assert found["bf16"][0] != found["fp32"][0]
-    assert found["bf16"][1] == pytest.approx(found["fp32"][1], abs=5e-3)
-
-
-def test_frequencies_of_the_dataset_are_those_of_its_rows(data: Path) -> None:
-    helen = {"name": "helen", "lr": 0.01, "frequency": "dataset"}
-    job = toys.job_of(data, optim={"tables": helen}, tables={"colour": {"optimizer": "adam"}})
-    schema = build.schema(job)
-    counts = build.row_counts(job, tables_of(build.model(job, schema)))
-    assert "user" in counts
-    assert "colour" not in counts
-    for name, of_rows in counts.items():
-        feature = schema.feature(name.removesuffix(".wide"))
-        ids = pq.read_table(data / "train", columns=[feature.name])[feature.name].combine_chunks()
-        flat = (ids.flatten() if feature.multi else ids).to_numpy()
-        assert of_rows.tolist() == np.bincount(flat, minlength=feature.rows).tolist()
 
 
 def test_a_model_learns_and_its_files_agree(finished: tuple[Path, dict[str, Any]]) -> None:
