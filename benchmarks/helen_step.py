@@ -5,6 +5,7 @@ All settings take turns on the same batches, so that whatever else the machine d
 JSON object: median milliseconds, ratios within the run, growth with the rows of the tables, machine.
 
     python benchmarks/helen_step.py [--rounds 10] [--rows 1000000]
+    python benchmarks/helen_step.py --device cuda --model dlrm --dim 128 --batch 65536 --rows 4000000
 """
 
 import argparse
@@ -25,6 +26,7 @@ from torchrec import KeyedJaggedTensor
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.models.batch import Batch, Slots
 from sparta.models.deepfm import DeepFM
+from sparta.models.dlrm import DLRM
 from sparta.models.embedding import Inputs
 from sparta.models.schema import Feature, Schema
 from sparta.service.step import FusedStep, RowStep, Step
@@ -34,8 +36,9 @@ from sparta.sharding.quiet import silence
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import shard
 
-FIELDS, DIM, HIDDEN = 39, 16, (400, 400, 400)
+FIELDS, HIDDEN = 39, (400, 400, 400)
 RATE = 1e-3
+MODELS = {"deepfm": DeepFM, "dlrm": DLRM}
 
 SETTINGS: dict[str, dict[str, object]] = {
     "fbgemm rowwise_adagrad": {"name": "rowwise_adagrad", "engine": "fbgemm"},
@@ -51,25 +54,32 @@ SETTINGS: dict[str, dict[str, object]] = {
     "sam": {"name": "sam"},
     "asam": {"name": "asam"},
 }
+ON_GPUS: dict[str, dict[str, object]] = {"fbgemm adam": {"name": "adam", "engine": "fbgemm"}}
+"""FBGEMM has no Adam for CPUs."""
 
 
-def trainer(setting: dict[str, object], rows: int, batch: int) -> Step:
+def trainer(setting: dict[str, object], rows: int, options: argparse.Namespace) -> Step:
     """A model with its step; every one starts from the same weights."""
     schema = Schema(
         sparse=tuple(Feature(name=f"C{i}", rows=max(2, rows // FIELDS)) for i in range(1, FIELDS + 1)),
         labels=("label",),
-        splits={"train": batch},
+        splits={"train": options.batch},
     )
     torch.manual_seed(1)
-    model = DeepFM(Inputs(schema, DIM), hidden=HIDDEN)
+    model = MODELS[options.model](Inputs(schema, options.dim), hidden=HIDDEN)
     tables = model.embeddings.specs
     known = {key: value for key, value in setting.items() if key in ("name", "engine", "rho")}
     optimizers = {table.name: TableOptimizer(lr=RATE, **known) for table in tables}  # type: ignore[arg-type]
-    cpu = torch.device("cpu")
     plan = make_plan(
-        tables, ranks=1, local_ranks=1, device="cpu", batch_size=batch, constraints={}, optimizers=optimizers
+        tables,
+        ranks=1,
+        local_ranks=1,
+        device=options.device,
+        batch_size=options.batch,
+        constraints={},
+        optimizers=optimizers,
     )
-    sharded = shard(model, plan, optimizers=optimizers, device=cpu, seed=1)
+    sharded = shard(model, plan, optimizers=optimizers, device=torch.device(options.device), seed=1)
     dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE)
     if setting.get("engine") == "fbgemm":
         return FusedStep(sharded, dense, ranks=1)
@@ -83,9 +93,9 @@ def trainer(setting: dict[str, object], rows: int, batch: int) -> Step:
     return RowStep(sharded, dense, step, ranks=1, every=setting.get("share", 1))  # type: ignore[arg-type]
 
 
-def batches(rows: int, batch: int, count: int) -> list[Batch]:
+def batches(rows: int, count: int, options: argparse.Namespace) -> list[Batch]:
     """Global batches of Zipf ids."""
-    rng = np.random.default_rng(1)
+    rng, batch = np.random.default_rng(1), options.batch
     made = []
     for number in range(count):
         ids = np.minimum(rng.zipf(1.2, FIELDS * batch) - 1, max(2, rows // FIELDS) - 1).astype(np.int64)
@@ -95,7 +105,8 @@ def batches(rows: int, batch: int, count: int) -> list[Batch]:
             lengths=torch.ones(FIELDS * batch, dtype=torch.int32),
         )
         labels = torch.from_numpy(rng.integers(0, 2, (batch, 1)).astype(np.float32))
-        made.append(Batch(sparse, torch.zeros(batch, 0), labels, Slots(1, number + 1, 0, torch.ones(batch))))
+        slots = Slots(1, number + 1, 0, torch.ones(batch))
+        made.append(Batch(sparse, torch.zeros(batch, 0), labels, slots).to(torch.device(options.device)))
     return made
 
 
@@ -106,7 +117,8 @@ def measure(steps: dict[str, Step], given: list[Batch], rounds: int) -> dict[str
         for name, step in steps.items():
             began = time.perf_counter()
             for number in range(4):
-                step(given[(4 * turn + number) % len(given)])
+                last = step(given[(4 * turn + number) % len(given)])
+            last.item()  # a GPU is done with it then
             if turn:  # the first warms up
                 taken[name].append((time.perf_counter() - began) * 1e3 / 4)
     return taken
@@ -117,14 +129,14 @@ def ratio(taken: dict[str, list[float]], of: str, to: str) -> float:
     return round(statistics.median(a / b for a, b in zip(taken[of], taken[to], strict=True)), 3)
 
 
-def growth(rounds: int, batch: int) -> dict[str, float]:
+def growth(rounds: int, options: argparse.Namespace) -> dict[str, float]:
     """How the default Helen's step grows from 100k to 10M rows, and adam's."""
     found = {}
     for name in ("adam", "helen"):
         small, large = 100_000, 10_000_000
-        steps = {str(rows): trainer(SETTINGS[name], rows, batch) for rows in (small, large)}
+        steps = {str(rows): trainer(SETTINGS[name], rows, options) for rows in (small, large)}
         # The same ids in both, so that only the size of the tables differs.
-        given = batches(small, batch, 8)
+        given = batches(small, 8, options)
         found[name] = ratio(measure(steps, given, rounds), str(large), str(small))
     return found
 
@@ -134,29 +146,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", choices=tuple(MODELS), default="deepfm")
+    parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    gpu = options.device == "cuda"
+    fbgemm = "fbgemm-gpu" if gpu else "fbgemm-gpu-cpu"
     silence()
     torch.set_num_threads(options.threads)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        steps = {name: trainer(setting, options.rows, options.batch) for name, setting in SETTINGS.items()}
-        taken = measure(steps, batches(options.rows, options.batch, 16), options.rounds)
+        dist.init_process_group(
+            "nccl" if gpu else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+        )
+        settings = SETTINGS | ON_GPUS if gpu else SETTINGS
+        steps = {name: trainer(setting, options.rows, options) for name, setting in settings.items()}
+        taken = measure(steps, batches(options.rows, 16, options), options.rounds)
         del steps
         report = {
             "milliseconds": {name: round(statistics.median(ms), 1) for name, ms in taken.items()},
-            "to_adam": {name: ratio(taken, name, "adam") for name in SETTINGS},
+            "to_adam": {name: ratio(taken, name, "adam") for name in settings},
             "rows_to_fbgemm": ratio(taken, "rows rowwise_adagrad", "fbgemm rowwise_adagrad"),
-            "rows_10M_to_100k": growth(max(3, options.rounds // 2), options.batch),
+            **(
+                {"to_fbgemm_adam": {name: ratio(taken, name, "fbgemm adam") for name in settings}}
+                if gpu
+                else {}
+            ),
+            "rows_10M_to_100k": growth(max(3, options.rounds // 2), options),
             "examples_per_second": {
                 name: round(options.batch * 1e3 / statistics.median(ms)) for name, ms in taken.items()
             },
             "table_rows": options.rows,
-            "batch": options.batch,
-            "threads": options.threads,
+            **{name: getattr(options, name) for name in ("model", "dim", "batch", "threads", "device")},
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numba")},
+            "versions": {name: version(name) for name in ("torch", "torchrec", fbgemm, "numba")},
             "date": time.strftime("%Y-%m-%d"),
         }
         print(json.dumps(report, indent=2))
