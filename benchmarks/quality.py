@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import quality_compare, quality_table, quality_worker
+from benchmarks import quality_compare, quality_folds, quality_table, quality_worker
 from benchmarks.quality_study import ROOT, STUDY, Cell, Record, Study, best, load_study
 from sparta.launcher.tether import PARENT
 from sparta.models.errors import ConfigError, DataError, SpartaError
@@ -76,10 +76,13 @@ def prepare_data(study: Study, work: Work, names: Iterable[str]) -> None:
         if data.synth is not None:
             raw = work.path / "raw" / name
             synth(raw, **data.synth)
-            spec = raw / "prepare.yaml"
+            spec = load_spec(raw / "prepare.yaml")
         else:
-            spec = ROOT / (data.spec or "")
-        prepare(load_spec(str(spec), []), out, progress=False)
+            path = ROOT / (data.spec or "")
+            spec = load_spec(path)
+            if data.fold is not None:
+                spec = load_spec(path, quality_folds.cut(spec, data.fold, work.path / "raw" / name))
+        prepare(spec, out, progress=False)
         print(f"prepared {out}")
 
 

@@ -38,6 +38,8 @@ class DataSet:
     spec: str | None = None
     """What prepares it; or, in its place, the rows and the seed of `sparta synth`."""
     synth: Mapping[str, int] | None = None
+    fold: int | None = None
+    """Only one fold of what the spec reads; see quality_folds.py."""
 
 
 @dataclass(frozen=True)
