@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "helen, ascend_fraction 1/4": {"name": "helen", "share": 4},
     "helen, ascend_precision bf16": {"name": "helen", "precision": "bf16"},
     "helen, bf16, ascend_every 2": {"name": "helen", "rho": 0.02, "precision": "bf16", "every": 2},
-    "helen, perturb_dense": {"name": "helen", "dense": "helen"},
+    "helen, perturb_dense": {"name": "helen", "dense": True},
     "sam": {"name": "sam"},
     "asam": {"name": "asam"},
 }
@@ -86,7 +86,7 @@ def trainer(setting: dict[str, object], rows: int, options: argparse.Namespace) 
     step = RowsStep(
         sharded.module,
         dense,
-        perturb_dense=setting.get("dense"),  # type: ignore[arg-type]
+        perturb_dense=bool(setting.get("dense")),
         ascend_every=setting.get("every", 1),  # type: ignore[arg-type]
         ascend_precision=setting.get("precision", "fp32"),  # type: ignore[arg-type]
     )

@@ -5,9 +5,9 @@
 
 Without --stage all of them, one data set after another. One process a worker, each on one thread; a cell that is
 done lies in DIR/cells and is not run again, so a study that was killed goes on where it stopped. Validation AUC
-alone decides what is chosen; the test split is read by the final runs only. Every cell is an ordinary job: its
-record tells the `sparta train` command that repeats it. Results go to benchmarks/results/quality/<data>.json, of
-which `python -m benchmarks.quality_table` makes the table.
+alone decides what is chosen; what a tuning run says of the test split is thrown away. Every cell is an ordinary
+job: its record tells the `sparta train` command that repeats it. Results go to
+benchmarks/results/quality/<data>.json, of which `python -m benchmarks.quality_table` makes the table.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def verdict(result: Record) -> str:
 
 
 def cheaper(results: Sequence[Record], costs: Mapping[str, float]) -> list[str]:
-    """What every other kind of Helen keeps of the full one's mean gain, over the data sets that count for it."""
+    """The mean gain of every kind of Helen, over the data sets that count for it, and its share of the full one's."""
     counted = [result for result in results if result["gain"]]
     if not counted:
         return []
@@ -113,7 +113,7 @@ def cheaper(results: Sequence[Record], costs: Mapping[str, float]) -> list[str]:
         line = tables[0][name]
         kept = (
             f", {mean['difference'] / means[full]['difference']:.0%} of it"
-            if means[full]["difference"] > 0
+            if sign(means[full]) > 0  # of a gain that is none there is no share
             else ""
         )
         cost = costs.get(line["cost"])

@@ -36,7 +36,7 @@ class Task:
     run: Path
     """Its run directory; whatever is there is replaced."""
     predictions: Path | None
-    """Where the test split's logits and labels go; None for a cell of the tuning, which must not see it."""
+    """Where the test split's logits and labels go; None for a cell of the tuning."""
 
 
 def start(logs: Path) -> None:

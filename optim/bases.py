@@ -81,6 +81,8 @@ def check(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> N
     for beta in settings["betas"]:
         if not 0 <= beta < 1:
             raise ValueError(f"table {name}: betas {settings['betas']} are not in [0, 1)")
+    if settings["eps"] == 0 and settings["base"] != "sgd":
+        raise ValueError(f"table {name}: eps 0; a row whose gradient is 0 would be divided by it")
     if settings["weight_decay"] and settings["base"] != "dense_adam":
         raise ValueError(
             f"table {name}: weight_decay moves every row, which base {settings['base']} does not; use dense_adam"

@@ -16,14 +16,13 @@ from sparta.models.embedding import WIDE, Inputs, Table
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema, load_schema
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
-from sparta.service.config import TWO_PASS, EarlyStopSettings, Job, TableSettings
+from sparta.service.config import EarlyStopSettings, Job, TableSettings
 from sparta.service.data.loader import Loader
 from sparta.service.data.vocab import load_vocabulary
 from sparta.service.step import FusedStep, RowStep, Step
 from sparta.service.world import World
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import Plan, load_plan, make_plan
-from sparta.sharding.rows.dense import Rule
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded, shard
 from sparta.sharding.tables import tables_of
@@ -205,13 +204,11 @@ def step(job: Job, of: Sharded, world: World) -> Step:
     dense = dense_optimizer(job, of.dense_parameters())
     if tables.engine == "fbgemm":
         return FusedStep(of, dense, ranks=world.ranks, clip_norm=clip_norm)
-    # SAM and ASAM have one norm over all that is trained; Helen's dense part is a choice.
-    joint: Rule | None = "sam" if tables.name == "sam" else "asam" if tables.name == "asam" else None
     rows = RowsStep(
         of.module,
         dense,
-        perturb_dense="helen" if tables.perturb_dense else joint,
-        rho=tables.rho if tables.name in TWO_PASS else None,
+        perturb_dense=tables.perturb_dense,
+        rho=tables.rho if tables.perturb_dense or tables.name in ("sam", "asam") else None,
         eta=tables.eta if tables.name == "asam" else None,
         ascend_every=tables.ascend_every,
         ascend_precision=tables.ascend_precision,

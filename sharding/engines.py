@@ -92,10 +92,10 @@ class Engine(Protocol):
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
         """Refuse an optimizer this engine does not have on this kind of device."""
 
-    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
+    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int, device: str) -> int:
         """Bytes that stay with a shard beside its weights, columns with padding."""
 
-    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int, device: str) -> int:
         """Bytes of one step's buffers of its own, for so many ids that reach a shard of so many columns."""
 
     def equip(
@@ -133,11 +133,11 @@ class Fbgemm:
                 "use engine rows, or adagrad, rowwise_adagrad or sgd"
             )
 
-    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
+    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int, device: str) -> int:
         entries = {"sgd": 0, "adagrad": columns, "rowwise_adagrad": 1, "adam": 2 * columns}
         return rows * entries[optimizer.name] * FLOAT_BYTES
 
-    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int, device: str) -> int:
         return 0
 
     def equip(
@@ -176,24 +176,30 @@ class Rows:
         for key in ("lr", "eps", "rho", "xi", "eta"):
             if not 0 <= getattr(optimizer, key) < math.inf:
                 raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)}; it is never negative")
+        if not all(0 <= beta < 1 for beta in optimizer.betas):
+            raise ConfigError(f"table {table}: betas {optimizer.betas}; each is from 0 up and below 1")
+        if optimizer.eps == 0 and optimizer.steps_by != "sgd":
+            raise ConfigError(f"table {table}: eps 0; a row whose gradient is 0 would be divided by it")
         if optimizer.steps_by not in self._BASES:
             raise ConfigError(
                 f"table {table}: engine rows has no optimizer {optimizer.steps_by!r}; "
                 f"it has {', '.join((*self._BASES, *TWO_PASS))}"
             )
 
-    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int) -> int:
+    def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int, device: str) -> int:
         entries = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * columns}
         counts = COUNT_BYTES if optimizer.name == "helen" else 0
-        per_row = entries[optimizer.steps_by] * FLOAT_BYTES + STAMP_BYTES + counts
-        return rows * per_row
+        stamp = STAMP_BYTES if device == "cpu" else 0
+        return rows * (entries[optimizer.steps_by] * FLOAT_BYTES + stamp + counts)
 
-    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int) -> int:
+    def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int, device: str) -> int:
         # At worst every id is another row. Of each: number, table, occurrences and squared norm; its gradient;
         # under a rule also the factor, the row before the ascent and the gradient of the second pass.
-        per_id = SLOT_BYTES + 4 * COUNT_BYTES + columns * FLOAT_BYTES
+        per_id = 4 * COUNT_BYTES + columns * FLOAT_BYTES
         if optimizer.rule:
             per_id += COUNT_BYTES + 2 * columns * FLOAT_BYTES
+        # Where its occurrences are: on a CPU the slot, on a GPU the sorted ids and sums of their pieces.
+        per_id += SLOT_BYTES if device == "cpu" else 6 * COUNT_BYTES + columns * FLOAT_BYTES
         return ids * per_id
 
     def equip(

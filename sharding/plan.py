@@ -103,7 +103,9 @@ def make_plan(
         except PlannerError:
             if memory_bytes is None:  # nothing can be too large, so this is our mistake
                 raise
-            raise PlanError(_too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes)) from None
+            raise PlanError(
+                _too_large(tables, optimizers, engine, batch_size, ranks, memory_bytes, device)
+            ) from None
     placed = found.get_plan_for_module("")
     plan = Plan(
         ranks=ranks,
@@ -160,7 +162,13 @@ def estimated(
     def priced(table: Table, shard: ShardPlan) -> ShardPlan:
         rows, columns = shard.stored
         cost = shard_bytes(
-            table, optimizers[table.name], engine, rows=rows, columns=columns, batch_size=batch_size
+            table,
+            optimizers[table.name],
+            engine,
+            rows=rows,
+            columns=columns,
+            batch_size=batch_size,
+            device=plan.device,
         )
         return shard.model_copy(update={"bytes": cost})
 
@@ -244,6 +252,7 @@ class _Enumerator(EmbeddingEnumerator):  # type: ignore[misc]
                     rows=rows,
                     columns=columns,
                     batch_size=self._global_batch,
+                    device="cuda" if self._on_gpu else "cpu",
                 ).total
                 shard.storage = Storage(hbm=size, ddr=0) if self._on_gpu else Storage(hbm=0, ddr=size)
 
@@ -273,6 +282,7 @@ def _too_large(
     batch_size: int,
     ranks: int,
     memory_bytes: int,
+    device: str,
 ) -> str:
     sizes = {
         table.name: shard_bytes(
@@ -282,6 +292,7 @@ def _too_large(
             rows=table.rows,
             columns=padded(table.dim),
             batch_size=batch_size,
+            device=device,
         ).total
         for table in tables
     }

@@ -70,26 +70,28 @@ class LogicalTable(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LogicalTable({tuple(self.shape)}, {len(self.windows)} windows here)"
 
-    def fill_from(self, name: str, other: Tensor) -> None:
-        """Take the values of a table in the same windows, or of a whole tensor.
+    def check(self, name: str, other: Tensor) -> None:
+        """See whether `fill_from` can take another table.
 
         Raises:
             DataError: another shape, or other windows.
         """
-        if other.shape != self.shape:
-            raise DataError(
-                f"{name} is {tuple(other.shape)} in the saved weights, {tuple(self.shape)} in the model"
-            )
+        _check_shape(name, self, other)
+        if isinstance(other, LogicalTable):
+            theirs = {window.offsets: window.values.shape for window in other.windows}
+            if any(theirs.get(window.offsets) != window.values.shape for window in self.windows):
+                raise DataError(f"{name} was taken under another plan; save and load it with a checkpoint")
+
+    def fill_from(self, other: Tensor) -> None:
+        """Take the values of a table in the same windows, or of a whole tensor, once checked."""
         theirs = {w.offsets: w.values for w in other.windows} if isinstance(other, LogicalTable) else None
         for window in self.windows:
             rows, columns = window.values.shape
-            if theirs is None:
-                source = other[window.row : window.row + rows, window.column : window.column + columns]
-            elif window.offsets in theirs and theirs[window.offsets].shape == window.values.shape:
-                source = theirs[window.offsets]
-            else:
-                raise DataError(f"{name} was taken under another plan; save and load it with a checkpoint")
-            window.values.copy_(source)
+            window.values.copy_(
+                other[window.row : window.row + rows, window.column : window.column + columns]
+                if theirs is None
+                else theirs[window.offsets]
+            )
         held = {window.offsets: window.values for window in self.windows}
         for copy in self.copies:
             copy.values.copy_(held[copy.offsets])
@@ -178,12 +180,29 @@ def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Non
     for name in sorted(set(mine) ^ set(state)):
         problem = "is missing in the saved weights" if name in mine else "is not in the model"
         raise DataError(f"{name} {problem}; they belong to another job")
+    check_all(mine, state)  # before anything is copied
     for name, target in mine.items():
         if isinstance(target, LogicalTable):
-            target.fill_from(name, state[name])
-        elif state[name].shape != target.shape:
-            raise DataError(
-                f"{name} is {tuple(state[name].shape)} in the saved weights, {tuple(target.shape)} in the model"
-            )
+            target.fill_from(state[name])
         else:
             target.copy_(state[name])
+
+
+def check_all(mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """See whether a state of the same names fits.
+
+    Raises:
+        DataError: a shape differs, or the plan of pieces.
+    """
+    for name, target in mine.items():
+        if isinstance(target, LogicalTable):
+            target.check(name, state[name])
+        else:
+            _check_shape(name, target, state[name])
+
+
+def _check_shape(name: str, mine: Tensor, saved: Tensor) -> None:
+    if saved.shape != mine.shape:
+        raise DataError(
+            f"{name} is {tuple(saved.shape)} in the saved weights, {tuple(mine.shape)} in the model"
+        )

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("launcher", "models", "optim", "service", "sharding")
 LAWS = "tests/sharding/rows/test_laws.py"
 STEP = "tests/sharding/rows/test_step.py"
+PASSES = "tests/sharding/rows/test_passes.py"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,49 @@ BUGS = [
         "            joined[number] += dense[rule]\n",
         "            pass\n",
         f"{STEP}::test_equals_the_one_process_optimizer[sam-2]",
+    ),
+    Bug(
+        "only the second pass must be finite",
+        "sharding/rows/step.py",
+        "                    first, finite = self._ascend(share or forward, whole=share is not None)\n",
+        "                    first, _ = self._ascend(share or forward, whole=share is not None)\n",
+        f"{PASSES}::test_each_guard_of_each_pass_refuses_alone[rows-1]",
+    ),
+    Bug(
+        "only the first pass must be finite",
+        "sharding/rows/step.py",
+        "        finite = finite & last.isfinite() & norm.isfinite() & self.tables.finite(found)\n",
+        "        finite = finite if ascending else finite & last.isfinite()\n",
+        f"{PASSES}::test_each_guard_of_each_pass_refuses_alone[dense-2]",
+    ),
+    Bug(
+        "rows that are not finite are moved",
+        "optim/rows/frequency_loops.py",
+        "radius / norm if 0 < norm < np.inf else 0.0",
+        "0.0 if norm == 0 else radius / norm",
+        f"{PASSES}::test_what_is_not_finite_does_not_ascend",
+    ),
+    Bug(
+        "another dropout mask in the second pass",
+        "optim/passes.py",
+        "        torch.set_rng_state(self._cpu)\n",
+        "",
+        f"{PASSES}::test_both_passes_have_one_dropout_mask_and_every_step_its_own",
+    ),
+    Bug(
+        "the second pass sees the share, too",
+        "sharding/rows/step.py",
+        "                last = self._backward(forward, tables_only=False)\n",
+        "                last = self._backward(share or forward, tables_only=False)\n",
+        f"{STEP}::test_the_share_sets_the_ascent_and_the_whole_batch_all_else[2-1]",
+    ),
+    Bug(
+        "a pass over all counts in every step",
+        "sharding/rows/learner.py",
+        "        return count(touched, self.counts, self._advances, self._missing)\n",
+        "        self.counts.add_(0)\n"
+        "        return count(touched, self.counts, self._advances, self._missing)\n",
+        "tests/sharding/rows/test_costs.py::test_no_operator_of_a_step_goes_over_a_table[row_wise]",
     ),
     Bug(
         "batch norm's running averages move in both passes",

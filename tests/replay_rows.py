@@ -98,8 +98,7 @@ def replay(rank: int, ranks: int, path: Path, plan: str) -> dict[str, float]:
     parameters = {key: p for key, p in model.named_parameters() if key in DENSE}
     make: Any = partial(torch.optim.Adam, **adam) if base == "adam" else torch.optim.SGD
     dense = make(list(parameters.values()), lr=hyper["lr_net"])
-    rule = "helen" if hyper["net_pert"] else None
-    step = RowsStep(module, dense, perturb_dense=rule, rho=hyper["rho"])
+    step = RowsStep(module, dense, perturb_dense=bool(hyper["net_pert"]), rho=hyper["rho"])
     share = slice(rank * samples // ranks, (rank + 1) * samples // ranks)
     found = Errors(file)
     found.see(0, weights(file, module, parameters))

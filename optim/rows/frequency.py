@@ -37,7 +37,10 @@ def plain_scale(
     xi: Tensor,
     norms: Tensor,
 ) -> Tensor:
-    """`rho max(N / N*, xi) / norm` of each touched row, (u,) float64; 0 where the norm is 0.
+    """`rho max(N / N*, xi) / norm` of each touched row, (u,) float64; 0 where the norm is 0 or not finite.
+
+    A row whose gradient is not finite stays where it is, so that the model sees finite rows in the second
+    pass too, which all ranks take before they agree that the step is refused.
 
     Args:
         squares: (u,) float64 squared norms of the rows' gradients.
@@ -53,7 +56,7 @@ def plain_scale(
         radius = radius * torch.maximum(share, xi[touched.tables])
     norm = norms[touched.tables]
     norm = torch.where(norm < 0, squares.sqrt(), norm)
-    return torch.where(norm == 0, 0.0, radius / norm)
+    return torch.where((norm > 0) & norm.isfinite(), radius / norm, 0.0)
 
 
 def count(touched: Touched, counts: Tensor, advances: Tensor, missing: Tensor) -> Tensor:

@@ -54,4 +54,4 @@ def scale(
                     prefetch(counts, rows[u + _AHEAD])
                 radius *= max(min(counts[rows[u]] / most, 1.0), xi[t])
             norm = np.sqrt(squares[u]) if norms[t] < 0 else norms[t]
-            factors[u] = 0.0 if norm == 0 else radius / norm
+            factors[u] = radius / norm if 0 < norm < np.inf else 0.0

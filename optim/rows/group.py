@@ -189,7 +189,7 @@ class Kernels(Protocol):
 
         Args:
             scratch: (rows,) int32, this group's own between calls and never cleared: a persistent stamp per
-                row. Its content means nothing to anybody else, and may be anything at first.
+                row. Its content means nothing to anybody else, and may be anything at first. On a CPU only.
         """
 
     def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:

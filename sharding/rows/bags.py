@@ -293,7 +293,9 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         return [leaf for lookup in self._lookups for leaf in lookup.leaves]
 
     def forward(self, sparse: KeyedJaggedTensor) -> Any:
-        if not (self.training and torch.is_grad_enabled()):
+        if not (
+            torch.is_grad_enabled() and (self.training or self.stepping)
+        ):  # eval mode is no reason not to learn
             return super().forward(sparse)
         arrived = self._arrived.pop(id(sparse), None) or self.send(sparse)
         if self.stepping:

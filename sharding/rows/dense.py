@@ -1,7 +1,6 @@
 """What ascends beside the tables: the parameters that are in none, all together under one norm."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +8,29 @@ from torch import Tensor, nn
 from sparta.models.errors import ConfigError
 from sparta.sharding.engines import TableOptimizer
 
-Rule = Literal["helen", "sam", "asam"]
-
 
 def follow(
     optimizers: Collection[TableOptimizer],
-    asked: Rule | None,
+    asked: bool,
     rho: float | None,
     eta: float | None,
-) -> tuple[Rule | None, float, float]:
-    """(rule, radius, ASAM's constant) of the dense parameters: what was asked for, or else what the tables say.
+) -> tuple[str | None, float, float]:
+    """(rule, radius, ASAM's constant) of the dense parameters: those of the tables, if not given.
 
-    SAM and ASAM have one norm over all that is trained, so there the dense parameters always ascend.
+    SAM and ASAM have one norm over all that is trained, so there the dense parameters always ascend; beside
+    Helen's tables they do if asked to.
 
     Raises:
         ConfigError: the tables say different things.
     """
-    rules = sorted(
-        {one.rule for one in optimizers if one.rule in ("sam", "asam")} if asked is None else {asked}
-    )
+    rules = sorted({one.rule for one in optimizers if one.rule in ("sam", "asam")})
+    if not rules and asked:
+        rules = ["helen"]
     if not rules:
         return None, 0.0, 0.0
     if len(rules) > 1:
         raise ConfigError(
-            "tables learn by sam and by asam: say with perturb_dense which the dense parameters follow"
+            "tables learn by sam and by asam, and the dense parameters can follow one; take one for all tables"
         )
     like = [one for one in optimizers if one.rule == rules[0]]
     found = []
@@ -42,7 +40,7 @@ def follow(
             values = ", ".join(str(value) for value in sorted(of_tables))
             raise ConfigError(f"tables have {key} {values}: say with {key} what the dense parameters have")
         found.append(of_tables.pop() if given is None else given)
-    return cast(Rule, rules[0]), found[0], found[1]
+    return rules[0], found[0], found[1]
 
 
 class DenseAscent:
@@ -56,7 +54,7 @@ class DenseAscent:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], rule: Rule | None, *, rho: float, eta: float
+        self, parameters: Mapping[str, nn.Parameter], rule: str | None, *, rho: float, eta: float
     ) -> None:
         self.rule = rule
         self._parameters = parameters
@@ -73,11 +71,13 @@ class DenseAscent:
 
     @torch.no_grad()
     def perturb(self, norm: Tensor) -> None:
-        """Add rho g / norm (for ASAM rho T^2 g / norm); nothing where the norm is 0."""
-        scale = torch.where(norm == 0, 0.0, self._rho / norm)
+        """Add rho g / norm (for ASAM rho T^2 g / norm); nothing where the norm is 0 or not finite."""
+        stays = (norm == 0) | ~norm.isfinite()
+        scale = self._rho / norm
         self._saved = [parameter.detach().clone() for parameter in self._parameters.values()]
         for name, parameter in self._parameters.items():
-            parameter.add_((scale * self._scaled(name, parameter, 2)).to(parameter.dtype))
+            moved = scale * self._scaled(name, parameter, 2)
+            parameter.add_(moved.masked_fill_(stays, 0.0).to(parameter.dtype))
 
     @torch.no_grad()
     def restore(self) -> None:

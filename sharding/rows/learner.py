@@ -65,7 +65,7 @@ class Learner:
         self.replicated = replicated
         rows = group.rows
         optimizers = [one.optimizer for one in learning]
-        self.stamps = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.stamps = torch.zeros(rows if device.type == "cpu" else 0, dtype=torch.int32, device=device)
         counted = any(optimizer.rule == "helen" for optimizer in optimizers)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=device) if counted else None
         bases = {optimizer.steps_by for optimizer in optimizers}
@@ -191,8 +191,7 @@ class Learner:
         return int(most), int((counts == most).nonzero()[0])
 
     def _take_dataset_counts(self, table: int, one: Learning) -> None:
-        if one.counts is None:
-            raise ValueError(f"table {self.names[table]}: frequency dataset needs the training set's counts")
+        assert one.counts is not None  # the sharder has seen to it
         assert self.counts is not None
         first, rows = int(self.group.layout.first_row[table]), self.group.shapes[table].rows
         begin = self.group.origins[table][0]

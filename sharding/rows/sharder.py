@@ -42,6 +42,12 @@ class RowsSharder(Sharder):
         learning = {}
         for config in module.embedding_bag_configs():
             parameter = module.embedding_bags[config.name].weight
+            kind = params[config.name].sharding_type
+            if kind not in self._engine.sharding_types:
+                raise ConfigError(
+                    f"table {config.name}: engine rows does not know sharding {kind}; "
+                    f"use {', '.join(self._engine.sharding_types)}"
+                )
             way = learning[config.name] = self._learning(config)
             if module.is_weighted() and config.pooling == PoolingType.MEAN:
                 raise ConfigError(
@@ -53,10 +59,14 @@ class RowsSharder(Sharder):
                     f"table {config.name} is frozen, and the rows engine steps all its tables; "
                     'give it {"name": "sgd", "lr": 0.0}'
                 )
+            _check_counts(config, way)
             # FBGEMM only looks rows up: of its optimizers SGD keeps no state. TorchRec puts tables of one
             # learning rate, which nobody reads, into one group, and a group's tables share our state.
-            kind = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")
-            hand_over(parameter, {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": float(kind)})
+            group = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")
+            if device is not None and device.type == "cuda":
+                # There all rows of a group take tiles and buffers as wide as its widest.
+                group += 2 * len(BASES) * config.embedding_dim
+            hand_over(parameter, {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": float(group)})
         return RowsCollection(
             module,
             params,
@@ -67,4 +77,16 @@ class RowsSharder(Sharder):
             device=device,
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             module_fqn=module_fqn,
+        )
+
+
+def _check_counts(config: EmbeddingBagConfig, way: Learning) -> None:
+    if way.optimizer.rule != "helen" or way.optimizer.frequency != "dataset":
+        return
+    counts, rows = way.counts, config.num_embeddings
+    if counts is None or counts.shape != (rows,) or counts.is_floating_point():
+        found = "none" if counts is None else f"{counts.dtype} of shape {tuple(counts.shape)}"
+        raise ConfigError(
+            f"table {config.name}: frequency dataset needs the training set's {rows} counts, one whole number a row, "
+            f"not {found}"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparta.models.errors import DataError
 from sparta.sharding.rows.learner import Learner
 from sparta.sharding.rows.tables import RowTables
-from sparta.sharding.state import LogicalTable, State, Window
+from sparta.sharding.state import LogicalTable, State, Window, check_all
 
 OPTIM = "optim/"
 STEP = OPTIM + "step"
@@ -50,9 +50,10 @@ def load_learning(tables: RowTables, state: Mapping[str, Tensor]) -> None:
     for name in sorted(set(mine) ^ set(state)):
         problem = "is missing in the saved state" if name in mine else "is not in the job's optimizers"
         raise DataError(f"{name} {problem}; it belongs to another job, or load the weights only")
+    check_all(mine, state)  # before anything is copied
     for name, target in mine.items():
         if isinstance(target, LogicalTable):
-            target.fill_from(name, state[name])
+            target.fill_from(state[name])
     tables.steps = int(state[STEP])
     tables.recount()
 

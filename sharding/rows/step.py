@@ -11,14 +11,15 @@ Source: Zhu et al., WWW 2024, Algorithm 1; sparta.optim.Helen is the one-process
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparta.models.errors import ConfigError
 from sparta.optim.passes import Passes
-from sparta.sharding.rows.dense import DenseAscent, Rule, follow
+from sparta.sharding.rows.dense import DenseAscent, follow
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import dense_tensors
 
@@ -31,14 +32,17 @@ class RowsStep:
     Args:
         module: the sharded model.
         dense: optimizer of everything that is not in a table; None if nothing is.
-        perturb_dense: the rule by which the dense parameters ascend too. By default they do as SAM's and ASAM's tables
-            do, and stay where they are beside Helen's.
+        perturb_dense: the dense parameters ascend too, all under one norm. Beside SAM's and ASAM's tables they
+            always do.
         rho: the dense radius; by default that of the tables of the same rule.
         eta: ASAM's constant for the dense part, likewise.
         ascend_every: ascend in steps whose number divides by it; the other steps are plain.
         ascend_precision: what the first pass's matrices are multiplied in, `torch.autocast` for bf16. It gives
             the rows a direction only, and the loss reported.
         clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
+
+    Raises:
+        ConfigError: one of these is not what it can be, or the tables say different things about the dense part.
     """
 
     def __init__(
@@ -46,13 +50,21 @@ class RowsStep:
         module: nn.Module,
         dense: torch.optim.Optimizer | None,
         *,
-        perturb_dense: Rule | None = None,
+        perturb_dense: bool = False,
         rho: float | None = None,
         eta: float | None = None,
         ascend_every: int = 1,
         ascend_precision: Precision = "fp32",
         clip_norm: float | None = None,
     ) -> None:
+        for key, value, known in (
+            ("perturb_dense", perturb_dense, (True, False)),
+            ("ascend_precision", ascend_precision, get_args(Precision)),
+        ):
+            if value not in known:
+                raise ConfigError(f"{key} {value!r}; use {' or '.join(map(repr, known))}")
+        if ascend_every != int(ascend_every) or ascend_every < 1:
+            raise ConfigError(f"ascend_every {ascend_every}; it is a whole number from 1 on")
         self.tables = RowTables(module)
         self.refused = 0
         """Steps left out because something was not finite."""

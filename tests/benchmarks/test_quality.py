@@ -280,6 +280,8 @@ def test_what_a_cheaper_helen_keeps_is_of_the_mean_gain_where_that_counts() -> N
     text = quality_table.render(results, {"helen_every2": 1.34})
     assert "- Mean gain over a, b: Helen +.0030 [+.0030, +.0030]." in text
     assert "- HELEN_EVERY2: +.0026 [+.0026, +.0026], 85% of it, at 1.34x the plain step." in text
+    unsure = [result(name, helen=(0.001, 0.001), helen_every2=(0.003, 0.0)) for name in ("a", "b")]
+    assert "- HELEN_EVERY2: +.0030 [+.0030, +.0030]." in quality_table.render(unsure, {})
 
 
 def test_the_mean_of_data_sets_is_surer_than_each() -> None:

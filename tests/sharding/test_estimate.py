@@ -65,7 +65,7 @@ def state_of_rows(rank: int, ranks: int, sharding: str | None, name: str) -> lis
         )
     ]
     collection = next(row_collections(sharded.module))
-    arrived = collection.arrive(toys.batch(0, rank, ranks).sparse)
+    arrived = collection.send(toys.batch(0, rank, ranks).sparse)
     for lookup in arrived.calls:
         for call in lookup:
             touched = call.touched
@@ -76,7 +76,7 @@ def state_of_rows(rank: int, ranks: int, sharding: str | None, name: str) -> lis
             held = [touched.rows, touched.tables, touched.counts, touched.private, one.squares, one.gradient]
             held += [scale, saved, second.gradient] if saved is not None else []
             widths = [shape.stored for shape in call.learner.group.shapes]
-            most = engine.buffer_bytes(optimizer, len(call.bags.ids), max(widths))
+            most = engine.buffer_bytes(optimizer, len(call.bags.ids), max(widths), "cpu")
             found.append((most, sum(tensor.nbytes for tensor in held)))
     return found
 

@@ -53,6 +53,17 @@ def test_scales_equal(case: Case, seed: int, counted: bool) -> None:
     torch.testing.assert_close(scale(*operands), plain_scale(*operands), rtol=1e-14, atol=0)
 
 
+def test_rows_whose_norm_is_not_finite_stay_where_they_are() -> None:
+    ones = torch.ones(4, dtype=torch.int64)
+    touched = Touched(ones.cumsum(0) - 1, 0 * ones, ones, torch.tensor([0, 4]), torch.tensor([0, 4]), None)
+    squares = torch.tensor([torch.nan, torch.inf, 0.0, 4.0], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    for norm, expected in ((-1.0, [0.0, 0.0, 0.0, 0.5]), (torch.nan, [0.0] * 4), (torch.inf, [0.0] * 4)):
+        for scaled in (scale, plain_scale):
+            found = scaled(touched, squares, None, torch.zeros(1, dtype=torch.int64), one, one, one * norm)
+            assert found.tolist() == expected
+
+
 def test_entries_beyond_the_touched_rows_count_for_nobody() -> None:
     """They stand for row 0, which belongs to the second table where the first has no row here."""
     touched = Touched(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from sparta.optim.rows.frequency import plain_count, plain_scale
-from sparta.sharding.engines import TableOptimizer
+from sparta.optim.rows.group import Shape
+from sparta.sharding.engines import ENGINES, TableOptimizer
 from sparta.sharding.rows import learner
+from tests.optim.rows.cases import make
 from tests.pool import Pool
 from tests.sharding.rows.world import SHARDINGS, Outcome, TableSpec, World, placements, run
 
@@ -95,3 +98,22 @@ def test_weights_in_half_precision_round_alike_on_every_plan(pool: Pool, kind: s
     after = expected.weights[1]
     assert any(not torch.equal(after[name], expected.weights[0][name]) for name in after)
     assert all(torch.equal(table, table.half().double()) for table in after.values())
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process with Triton's interpreter")
+@pytest.mark.parametrize("dim", [4, 16, 128])
+def test_a_plan_counts_what_a_step_holds(dim: int) -> None:
+    from sparta.optim.rows.gpu import GPU, LONGEST
+
+    case = make([Shape(500, dim, dim)] * 3, [1] * 3 * 400, samples=400, seed=1)
+    touched = GPU.touch(case.group, case.bags, case.scratch)
+    one = GPU.reduce(case.group, case.bags, touched, case.pooled, None)
+    scale = torch.ones_like(one.squares)
+    saved = GPU.perturb(case.group, touched, one.gradient, scale, None, step=1)
+    second = GPU.reduce(case.group, case.bags, touched, case.pooled, None)
+    places = [getattr(touched.private, field.name) for field in fields(touched.private)]
+    held = [touched.rows, touched.tables, touched.counts, *places, one.squares, scale]
+    pieces = -(-len(case.bags.ids) // LONGEST) * (2 * dim * 4 + 8)  # of `reduce`, while it runs
+    held_bytes = sum(x.nbytes for x in [*held, one.gradient, saved, second.gradient]) + pieces
+    counted = ENGINES["rows"].buffer_bytes(TableOptimizer("helen", 0.1), len(case.bags.ids), dim, "cuda")
+    assert 0.7 * counted < held_bytes <= counted

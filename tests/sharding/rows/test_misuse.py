@@ -41,13 +41,17 @@ class Towers(nn.Module):
         super().__init__()
         self.towers = nn.ModuleList(towers)
         self.over = nn.Linear(4, 1)
+        self.spoil: Callable[[Tensor], Tensor] | None = None
+        """What happens to the gradient of the pooled rows."""
 
     def forward(self, sparse: KeyedJaggedTensor) -> Tensor:
         rows = torch.stack([tower(sparse)["f"] for tower in self.towers]).sum(0)
+        if self.spoil is not None and rows.requires_grad:
+            rows.register_hook(self.spoil)
         return self.over(rows).tanh()  # type: ignore[no-any-return]
 
 
-def sharded(*towers: EmbeddingBagCollection, **settings: Any) -> nn.Module:
+def sharded(*towers: EmbeddingBagCollection, kind: str = "table_wise", **settings: Any) -> nn.Module:
     sharder, model = HelenSharder(**{"lr": 0.05, "rho": 0.1, **settings}), Towers(*towers)
     plan = ShardingPlan(
         {
@@ -64,6 +68,9 @@ def sharded(*towers: EmbeddingBagCollection, **settings: Any) -> nn.Module:
             for number, tower in enumerate(towers)
         }
     )
+    for placed in plan.plan.values():
+        for parameter in placed.values():  # type: ignore[attr-defined]
+            parameter.sharding_type = kind
     return DistributedModelParallel(model, device=CPU, plan=plan, sharders=[sharder])
 
 
@@ -163,13 +170,13 @@ def following(rank: int, ranks: int) -> list[tuple[str | None, float]]:
     for settings in ({"name": "sam", "rho": 0.2}, {"name": "helen"}, {"name": "adam"}):
         step = RowsStep(sharded(collection(), **settings), None)
         found.append((step._dense.rule, step._dense._rho))
-    step = RowsStep(sharded(collection(), rho=0.3), None, perturb_dense="helen")
+    step = RowsStep(sharded(collection(), rho=0.3), None, perturb_dense=True)
     found.append((step._dense.rule, step._dense._rho))
     mixed = sharded(collection("a"), collection("b"), name="sam", tables={"a": {"rho": 0.7}})
     with pytest.raises(ConfigError, match=r"tables have rho 0.1, 0.7: say with rho"):
         RowsStep(mixed, None)
     both = sharded(collection("a"), collection("b"), name="sam", tables={"a": {"name": "asam"}})
-    with pytest.raises(ConfigError, match="by sam and by asam: say with perturb_dense"):
+    with pytest.raises(ConfigError, match="by sam and by asam, and the dense parameters can follow one"):
         RowsStep(both, None)
     return found
 
@@ -210,6 +217,15 @@ def refusals(rank: int, ranks: int) -> list[str]:
         lambda: sharded(still, norm="tabel"),
         lambda: sharded(still, rho=-1.0),
         lambda: sharded(still, lr=float("nan")),
+        lambda: sharded(still, betas=(0.9, 1.0)),
+        lambda: sharded(still, eps=0.0),
+        lambda: sharded(still, frequency="dataset"),
+        lambda: sharded(still, frequency="dataset", counts={"t": torch.ones(11, dtype=torch.int64)}),
+        lambda: sharded(still, frequency="dataset", counts={"t": torch.full((10,), 0.5)}),
+        lambda: RowsStep(sharded(collection()), None, perturb_dense="helen"),  # type: ignore[arg-type]
+        lambda: RowsStep(sharded(collection()), None, ascend_precision="bfloat16"),  # type: ignore[arg-type]
+        lambda: RowsStep(sharded(collection()), None, ascend_every=0),
+        lambda: sharded(still, kind="table_column_wise"),
     ]
     found = []
     for make in makes:
@@ -227,6 +243,15 @@ def test_what_cannot_be_stepped_is_refused_by_name(pool: Pool) -> None:
         "table t: norm 'tabel'; use row, table",
         "table t: rho -1.0; it is never negative",
         "table t: lr nan",
+        "table t: betas (0.9, 1.0); each is from 0 up and below 1",
+        "table t: eps 0; a row whose gradient is 0",
+        "table t: frequency dataset needs the training set's 10 counts, one whole number a row, not none",
+        "not torch.int64 of shape (11,)",
+        "not torch.float32 of shape (10,)",
+        "perturb_dense 'helen'; use True or False",
+        "ascend_precision 'bfloat16'; use 'fp32' or 'bf16'",
+        "ascend_every 0; it is a whole number from 1 on",
+        "table t: engine rows does not know sharding table_column_wise; use table_wise, row_wise",
     ]
     for found, words in zip(alone(refusals, pool), said, strict=True):
         assert words in found

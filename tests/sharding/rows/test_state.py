@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sparta.models.errors import DataError
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows.state import STEP, learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
+from sparta.sharding.state import LogicalTable
 from tests.pool import Pool
-from tests.sharding.rows.world import SHARDINGS, TableSpec, World, placements, run, sharded
+from tests.sharding.rows.world import SHARDINGS, TableSpec, World, placements, run, sharded, whole_state
 
 KINDS = (*SHARDINGS, "mixed")
 
@@ -88,6 +90,27 @@ def test_the_state_of_another_job_is_refused(pool: Pool) -> None:
     optimizer, shape = pool.run(1, refusals)[0]
     assert optimizer.startswith("optim/t0/count is missing in the saved state")
     assert "optim/t0/exp_avg is (10, 8) in the saved weights, (9, 8) in the model" in shape
+
+
+def half_fitting(rank: int, ranks: int) -> list[Tensor]:
+    """The state after it refused one whose last table alone does not fit."""
+    last = replace(WORLD.tables[-1], rows=WORLD.tables[-1].rows + 1)
+    other = replace(WORLD, tables=(*WORLD.tables[:-1], last))
+    step, theirs = (
+        RowsStep(sharded(world, placements(world, "table_wise", ranks), ranks), None)
+        for world in (WORLD, other)
+    )
+    given = learning_state(theirs.tables)
+    for value in given.values():
+        for window in value.windows if isinstance(value, LogicalTable) else ():
+            window.values.fill_(7)
+    with pytest.raises(DataError, match="optim/t5/"):
+        load_learning(step.tables, given)
+    return list(whole_state(step).values())
+
+
+def test_a_state_that_is_refused_leaves_all_as_it_was(pool: Pool) -> None:
+    assert not any(value.any() for value in pool.run(1, half_fitting)[0])
 
 
 def names(rank: int, ranks: int, kind: str) -> list[str]:

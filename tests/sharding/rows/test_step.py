@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparta.models.batch import Batch
 from sparta.models.layers import BatchNorm
+from sparta.models.loss import loss
 from sparta.optim import ASAM, SAM, Helen
+from sparta.optim.passes import frozen_averages
 from sparta.service.step import RowStep
 from sparta.sharding.collectives import total
 from sparta.sharding.engines import TableOptimizer
@@ -49,13 +52,11 @@ def averages(model: torch.nn.Module) -> Tensor:
 Found = tuple[list[float], dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
-def sharded_run(
-    rank: int, ranks: int, optimizer: TableOptimizer, dense_rule: str | None, every: int
-) -> Found:
+def sharded_run(rank: int, ranks: int, optimizer: TableOptimizer, perturb_dense: bool, every: int) -> Found:
     """Losses, tables, dense parameters and running averages after 20 steps."""
     of = sharded_rows(optimizer, ranks, "mixed")
     dense = torch.optim.Adam(of.dense_parameters().values(), lr=toys.DENSE_LR)
-    step = RowsStep(of.module, dense, perturb_dense=dense_rule, rho=RHO, ascend_every=every)  # type: ignore[arg-type]
+    step = RowsStep(of.module, dense, perturb_dense=perturb_dense, rho=RHO, ascend_every=every)
     losses = []
     for number in range(STEPS):
         given = toys.batch(number, rank, ranks)
@@ -91,32 +92,32 @@ def plain_run(make: Callable[..., torch.optim.Optimizer], every: int) -> Found:
 
 
 CASES = {
-    "helen": (TableOptimizer("helen", LR, rho=RHO), None, 1, Helen),
-    "helen dense": (TableOptimizer("helen", LR, rho=RHO), "helen", 1, partial(Helen, perturb_dense=True)),
+    "helen": (TableOptimizer("helen", LR, rho=RHO), False, 1, Helen),
+    "helen dense": (TableOptimizer("helen", LR, rho=RHO), True, 1, partial(Helen, perturb_dense=True)),
     "helen over rowwise_adagrad": (
         TableOptimizer("helen", LR, rho=RHO, base="rowwise_adagrad", norm="table"),
-        None,
+        False,
         1,
         partial(Helen, base="rowwise_adagrad", norm="table"),
     ),
     "helen over sgd, of the batch": (
         TableOptimizer("helen", LR, rho=RHO, base="sgd", frequency="batch", xi=0.0),
-        None,
+        False,
         1,
         partial(Helen, base="sgd", frequency="batch", xi=0.0),
     ),
-    "helen, every third step": (TableOptimizer("helen", LR, rho=RHO), None, 3, Helen),
-    "sam": (TableOptimizer("sam", LR, rho=RHO), "sam", 1, SAM),
-    "asam": (TableOptimizer("asam", LR, rho=RHO), "asam", 1, ASAM),
+    "helen, every third step": (TableOptimizer("helen", LR, rho=RHO), False, 3, Helen),
+    "sam": (TableOptimizer("sam", LR, rho=RHO), False, 1, SAM),
+    "asam": (TableOptimizer("asam", LR, rho=RHO), False, 1, ASAM),
 }
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_one_process_optimizer(pool: Pool, case: str, ranks: int) -> None:
-    optimizer, dense_rule, every, make = CASES[case]
+    optimizer, perturb_dense, every, make = CASES[case]
     losses, tables, dense, running = plain_run(make, every)
-    found = pool.run(ranks, sharded_run, optimizer, dense_rule, every, local_ranks=min(2, ranks))[0]
+    found = pool.run(ranks, sharded_run, optimizer, perturb_dense, every, local_ranks=min(2, ranks))[0]
     torch.testing.assert_close(found[0], losses, rtol=1e-5, atol=0)
     for name, table in tables.items():
         limit = 1e-4 * float(table.abs().max())
@@ -137,7 +138,7 @@ def by_fbgemm(rank: int, ranks: int, name: str) -> tuple[list[float], dict[str, 
 @pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad"])
 def test_sgd_and_rowwise_adagrad_equal_fbgemms(pool: Pool, name: str) -> None:
     losses, tables = pool.run(2, by_fbgemm, name)[0]
-    found = pool.run(2, sharded_run, TableOptimizer(name, LR), None, 1)[0]
+    found = pool.run(2, sharded_run, TableOptimizer(name, LR), False, 1)[0]
     torch.testing.assert_close(found[0], losses, rtol=1e-6, atol=0)
     for table, weights in tables.items():
         torch.testing.assert_close(found[1][table], weights, rtol=0, atol=1e-6)
@@ -181,7 +182,7 @@ def test_adam_equals_torchs_sparse_adam(pool: Pool) -> None:
         dense.step()
         rows.step_on(given)
         losses.append(float(value.detach()))
-    found = pool.run(2, sharded_run, TableOptimizer("adam", LR, eps=TINY), None, 1)[0]
+    found = pool.run(2, sharded_run, TableOptimizer("adam", LR, eps=TINY), False, 1)[0]
     torch.testing.assert_close(found[0], losses, rtol=1e-5, atol=0)
     for spec, weight in zip(specs, weights, strict=True):
         limit = 1e-4 * float(weight.detach().abs().max())
@@ -230,11 +231,68 @@ def test_a_share_of_the_batch_moves_its_own_rows_only(pool: Pool, every: int, ra
         assert set(moved.tolist()) <= set(everyone.tolist())
 
 
+def share_run(rank: int, ranks: int, every: int) -> Found:
+    """Loss, tables, dense parameters and running averages after one step over sgd on a share of the batch."""
+    of = sharded_rows(TableOptimizer("helen", LR, rho=RHO, base="sgd", xi=0.0), ranks)
+    dense = torch.optim.SGD(of.dense_parameters().values(), lr=toys.DENSE_LR)
+    step = RowStep(of, dense, RowsStep(of.module, dense), ranks=ranks, every=every)
+    value = step(toys.batch(3, rank, ranks))
+    parameters = {name: p.detach().clone() for name, p in of.dense_parameters().items()}
+    return [float(total(value))], whole_tables(of), parameters, averages(of.model)
+
+
+def share_by_hand(every: int) -> Found:
+    """The same from Algorithm 1, the gradient of line 6 being that of the share."""
+    twin = toys.model()
+    plain = toys.PlainTables(twin.embeddings)
+    twin.embeddings.tables = plain  # type: ignore[assignment]
+    given = toys.batch(3, 0, 1)
+    weights = [bag.weight for bag in plain.bags]
+    dense = {name: p for name, p in twin.named_parameters() if not any(p is weight for weight in weights)}
+
+    def value(of: Batch) -> Tensor:
+        return loss(twin(of), of.labels, of.slots.weights, of.slots.weights.sum(), 1)
+
+    with frozen_averages(twin):
+        uphill = torch.autograd.grad(value(given.every(every)), weights)
+    before = [weight.detach().clone() for weight in weights]
+    for (table, _), weight, g in zip(plain.outputs, weights, uphill, strict=True):
+        counts = torch.bincount(
+            given.sparse[table.feature].values(), minlength=len(weight)
+        )  # of the full batch
+        norms = g.norm(dim=1)
+        radius = RHO * counts / counts.max()
+        weight.data += torch.where(norms > 0, radius / norms, 0.0)[:, None] * g
+    last = value(given)
+    gradients = torch.autograd.grad(last, [*weights, *dense.values()])
+    for weight, was, g in zip(weights, before, gradients, strict=False):
+        weight.data = was - LR * g
+    for p, g in zip(dense.values(), gradients[len(weights) :], strict=True):
+        p.data -= toys.DENSE_LR * g
+    tables = {table.name: w.detach() for (table, _), w in zip(plain.outputs, weights, strict=True)}
+    return [float(last.detach())], tables, {n: p.detach() for n, p in dense.items()}, averages(twin)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("every", [2, 5])
+def test_the_share_sets_the_ascent_and_the_whole_batch_all_else(pool: Pool, every: int, ranks: int) -> None:
+    losses, tables, dense, running = pool.run(ranks, share_run, every)[0]
+    expected = share_by_hand(every)
+    torch.testing.assert_close(losses, expected[0], rtol=1e-5, atol=0)
+    for found, right in ((tables, expected[1]), (dense, expected[2])):
+        assert found.keys() == right.keys()
+        for name in right:
+            # Of biases before batch norm, which takes them out, there is rounding alone.
+            limit = 1e-7 + 1e-5 * float(right[name].abs().max())
+            torch.testing.assert_close(found[name], right[name], rtol=0, atol=limit, msg=name)
+    torch.testing.assert_close(running, expected[3], rtol=1e-4, atol=1e-6)
+
+
 def poisoned(rank: int, ranks: int, perturb_dense: bool) -> list[bool]:
     """Whether tables, dense parameters, running averages and optimizer keep their bits in a step that is not finite."""
     of = sharded_rows(TableOptimizer("helen", LR, rho=RHO), ranks)
     dense = torch.optim.Adam(of.dense_parameters().values(), lr=toys.DENSE_LR)
-    step = RowsStep(of.module, dense, perturb_dense="helen" if perturb_dense else None, rho=RHO)
+    step = RowsStep(of.module, dense, perturb_dense=perturb_dense, rho=RHO)
     good, bad = toys.batch(0, rank, ranks), toys.batch(1, rank, ranks)
     if rank == ranks - 1:
         bad = replace(bad, dense=bad.dense * torch.nan)
