@@ -88,11 +88,11 @@ def verdict(result: Record) -> str:
         word = {1: "Helen helps", 0: "Helen does not help", -1: "Helen does harm"}[sign(full["to_first"])]
         said = f"{word}: {difference(full['to_first'])}"
     others = [
-        f"{word}: {', '.join(groups[which])}"
-        for which, word in ((1, "better than Adam"), (0, "no difference shown"), (-1, "worse than Adam"))
+        f"{word}: {'; '.join(groups[which])}"
+        for which, word in ((1, "Better than Adam"), (0, "No difference shown"), (-1, "Worse than Adam"))
         if groups[which]
     ]
-    return f"{result['data']}: {'; '.join([said, *others])}."
+    return f"{result['data']}: {'. '.join([said, *others])}."
 
 
 def cheaper(results: Sequence[Record], costs: Mapping[str, float]) -> list[str]:

@@ -265,8 +265,8 @@ def test_it_says_where_helen_does_not_help() -> None:
         ],
         {},
     )
-    assert "- a: Helen helps: +.0030 [+.0010, +.0050]; no difference shown: SAM." in text
-    assert "- b: Helen does not help: +.0010 [-.0010, +.0030]; worse than Adam: SAM." in text
+    assert "- a: Helen helps: +.0030 [+.0010, +.0050]. No difference shown: SAM." in text
+    assert "- b: Helen does not help: +.0010 [-.0010, +.0030]. Worse than Adam: SAM." in text
     assert "- c: Helen does harm: -.0030 [-.0050, -.0010]." in text
 
 
