@@ -73,4 +73,7 @@ def test_every_key_in_the_table_of_the_job_file_is_one() -> None:
 def test_every_file_it_links_to_is_there() -> None:
     root = Path(__file__).parents[1]
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (root / target).exists(), target
+        path, _, anchor = target.partition("#")
+        assert (root / path).exists(), target
+        headings = re.findall(r"^#+ (.*)$", (root / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
