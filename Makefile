@@ -39,7 +39,7 @@ check: install build/types/sparta
 test: check
 	$(RUN) pytest
 
-# 25 one-line bugs, each of which must turn a named law red; 12 minutes.
+# 25 one-line bugs, each of which must turn a named law red; 15 minutes.
 mutate: install
 	$(RUN) tests.mutate
 

@@ -7,6 +7,7 @@ bias correction is by the global step, as SparseAdam's, so a row first seen late
 
 # R = rows, D = columns, k = touched rows, u = their number
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +77,8 @@ def check(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> N
     if settings["base"] not in BASES:
         raise ValueError(f"table {name}: no base {settings['base']!r}; use {', '.join(BASES)}")
     for key in ("lr", "eps", "weight_decay", "rho"):
-        if not settings[key] >= 0:
-            raise ValueError(f"table {name}: {key} {settings[key]} is not a number from 0 up")
+        if not is_number(settings[key]):
+            raise ValueError(f"table {name}: {key} {settings[key]!r} is not a number from 0 up")
     for beta in settings["betas"]:
         if not 0 <= beta < 1:
             raise ValueError(f"table {name}: betas {settings['betas']} are not in [0, 1)")
@@ -87,3 +88,8 @@ def check(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> N
         raise ValueError(
             f"table {name}: weight_decay moves every row, which base {settings['base']} does not; use dense_adam"
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number from 0 up."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

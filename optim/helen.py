@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparta.optim.bases import is_number
 from sparta.optim.tables import Table
 from sparta.optim.two_pass import DenseOptimizer, TwoPass, direction, norm_of
 
@@ -190,8 +191,8 @@ class Helen(TwoPass):
             raise ValueError(f"table {name}: no norm {table.settings['norm']!r}; use row or table")
         if frequency not in ("cumulative", "batch", "dataset"):
             raise ValueError(f"table {name}: no frequency {frequency!r}; use cumulative, batch or dataset")
-        if not table.settings["xi"] >= 0:
-            raise ValueError(f"table {name}: xi {table.settings['xi']} is not a number from 0 up")
+        if not is_number(table.settings["xi"]):
+            raise ValueError(f"table {name}: xi {table.settings['xi']!r} is not a number from 0 up")
         if frequency == "batch":
             return
         N = torch.zeros(rows, dtype=torch.int64, device=table.weight.device)

@@ -88,6 +88,7 @@ class TwoPass(torch.optim.Optimizer):
         """Whether the first pass has to find the dense parameters' gradients."""
         self._saved: list[tuple[nn.Parameter, Tensor | slice, Tensor]] = []
         self._finite = True
+        self._asked_uphill = False
 
     # --- what a rule says ----------------------------------------------------------------------------------
 
@@ -101,6 +102,7 @@ class TwoPass(torch.optim.Optimizer):
     def forget(self) -> None:
         """Begin the next step: nothing is looked up yet, all is finite."""
         self._finite = True
+        self._asked_uphill = False
         for table in self.tables.values():
             table.forget()
 
@@ -120,6 +122,7 @@ class TwoPass(torch.optim.Optimizer):
         """After the first backward pass: save w, go to w + epsilon."""
         if self._saved:
             raise RuntimeError("ascend: the weights are uphill already; restore or step first")
+        self._asked_uphill = True
         self._examine()
         if not self._finite:
             return
@@ -148,8 +151,16 @@ class TwoPass(torch.optim.Optimizer):
 
         Returns:
             The loss at w, detached; None without a closure.
+
+        Raises:
+            RuntimeError: no closure, and nobody went uphill first; or the closure found no gradient.
         """
         if closure is None:
+            if self._is_due() and not self._asked_uphill:
+                raise RuntimeError(
+                    "step: nobody went uphill, the gradient is that at w; give step a closure, or call first_step "
+                    "before and find the gradient again (second_step alone is a plain step)"
+                )
             self._descend()
             return None
         t, buffers = self.t, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
@@ -157,7 +168,7 @@ class TwoPass(torch.optim.Optimizer):
         self.forget()
         try:
             with Passes(self.model) as passes:
-                if (t + 1) % self.ascend_every == 0 and (self.perturb_dense or self.ascending()):
+                if self._is_due():
                     with passes.first(), self._without_unused_gradients():
                         first = self._backward(closure)
                     self.ascend()
@@ -178,18 +189,28 @@ class TwoPass(torch.optim.Optimizer):
         if zero_grad:
             self.zero_grad()
 
+    @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
-        """`restore` and `step`."""
-        self.step()
+        """`restore` and `step`; without a `first_step` before it a plain step."""
+        self._descend()
         if zero_grad:
             self.zero_grad()
 
     # --- inside --------------------------------------------------------------------------------------------
 
+    def _is_due(self) -> bool:
+        """Whether this step ascends."""
+        ascends = self.perturb_dense or bool(self.ascending())
+        return ascends and (self.t + 1) % self.ascend_every == 0
+
     def _backward(self, closure: Callable[[], Any]) -> Tensor:
         self.zero_grad()
         with torch.enable_grad():
             loss = torch.as_tensor(closure()).detach()
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "step: the closure found no gradient; let it call backward on the loss it returns"
+            )
         self._finite = self._finite and bool(loss.isfinite().all())
         return loss
 

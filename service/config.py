@@ -119,6 +119,7 @@ class TableOptimizerSettings(Settings):
     name: TableOptimizerName = "rowwise_adagrad"
     engine: Literal["rows", "fbgemm"] = "rows"
     lr: PositiveFloat = 2e-2
+    """1e-3 if not said where adam steps the rows."""
     eps: PositiveFloat = 1e-8
     base: Literal["adam", "rowwise_adagrad", "sgd"] = "adam"
     """What steps the rows under helen, sam and asam."""
@@ -142,6 +143,15 @@ class TableOptimizerSettings(Settings):
     """Share of the batch that the first pass sees: 1 over a whole number."""
     ascend_precision: Literal["fp32", "bf16"] = "fp32"
     """What the first pass multiplies matrices in; bf16 is faster where the processor knows it (AMX, GPUs)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_adam(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "lr" in value:
+            return value
+        name = value.get("name", "rowwise_adagrad")
+        steps_by = value.get("base", "adam") if name in TWO_PASS else name
+        return {**value, "lr": 1e-3} if steps_by == "adam" else value
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "TableOptimizerSettings":
@@ -255,6 +265,11 @@ class Job(Settings):
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "Job":
         every = self.optim.tables
+        if every.ascend_fraction * self.data.batch_size < 1:
+            raise ValueError(
+                f"optim.tables.ascend_fraction {every.ascend_fraction} of data.batch_size {self.data.batch_size} "
+                "is less than a sample; give a larger share"
+            )
         used = {every.name, *(own.optimizer for own in self.tables.values() if own.optimizer)}
         heard = set().union(*(READS.get(name, set()) for name in used))
         for key in ASCENT:

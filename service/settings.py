@@ -15,7 +15,17 @@ from sparta.models.errors import ConfigError
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML 1.1, but for floats: there 1e-5, without a point, is a text."""
+    """YAML 1.1, but for floats: there 1e-5, without a point, is a text. A key that is given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 Yaml.add_implicit_resolver(
@@ -51,7 +61,9 @@ def edit(raw: dict[str, Any], override: str) -> None:
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
-    first = error.errors()[0]
+    complaints = error.errors()
+    # A key that is missing may be there under a name that is misspelt.
+    first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
     place = ".".join(str(part) for part in first["loc"])
     value = first.get("input")
     match first["type"]:

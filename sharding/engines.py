@@ -21,6 +21,7 @@ from torch import nn
 
 from sparta.models.embedding import Table, padded
 from sparta.models.errors import ConfigError
+from sparta.optim.bases import is_number
 
 FLOAT_BYTES = 4
 COUNT_BYTES = 8
@@ -174,8 +175,10 @@ class Rows:
             if getattr(optimizer, key) not in known:
                 raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)!r}; use {', '.join(known)}")
         for key in ("lr", "eps", "rho", "xi", "eta"):
-            if not 0 <= getattr(optimizer, key) < math.inf:
-                raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)}; it is never negative")
+            if not is_number(getattr(optimizer, key)):
+                raise ConfigError(
+                    f"table {table}: {key} {getattr(optimizer, key)!r} is not a number from 0 up"
+                )
         if not all(0 <= beta < 1 for beta in optimizer.betas):
             raise ConfigError(f"table {table}: betas {optimizer.betas}; each is from 0 up and below 1")
         if optimizer.eps == 0 and optimizer.steps_by != "sgd":

@@ -25,6 +25,8 @@ from sparta.sharding.engines import ENGINES, TableOptimizer
 from sparta.sharding.rows.learner import Learning
 from sparta.sharding.rows.sharder import RowsSharder
 
+_OF_THE_STEP = {"perturb_dense", "ascend_every", "ascend_precision", "clip_norm"}
+
 
 class HelenSharder(RowsSharder):
     """Shards EmbeddingBagCollections whose tables learn by Helen (or SAM, ASAM, adam, ...: `name`).
@@ -57,6 +59,8 @@ class HelenSharder(RowsSharder):
             "": settings,
             **{f"table {table}: ": keys for table, keys in own.items()},
         }.items():
+            for key in sorted(set(given) & _OF_THE_STEP):
+                raise ConfigError(f"{where}{key} is a setting of RowsStep; give it there")
             for key in sorted(set(given) - known):
                 raise ConfigError(f"{where}unknown setting {key!r}; known: {', '.join(sorted(known))}")
         default = TableOptimizer(name, lr, **settings)

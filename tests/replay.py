@@ -42,14 +42,17 @@ def replay(path: Path, *, name: str, ranks: int, plan: str | None) -> dict[str, 
     Raises:
         TrajectoryError: a malformed file, or one that the engine cannot replay.
     """
+    if ranks < 1:
+        raise TrajectoryError(f"--ranks {ranks}; it is 1 or more")
     file = Trajectory.read(path)
     if name == "oracle" and (ranks != 1 or plan is not None):
         raise TrajectoryError(
-            f"engine oracle is one process without a plan; --ranks {ranks} --plan {plan} are for rows"
+            "engine oracle is one process without a plan; leave --ranks and --plan out, or take --engine rows"
         )
     if name != "oracle" and file.authors:
         raise TrajectoryError(
-            f"{path}: the published code's trajectory, which only --engine oracle reproduces"
+            f"{path}: the published code's trajectory, which only --engine oracle reproduces; leave --ranks and "
+            "--plan out"
         )
     return engine(name)(file, ranks, plan)
 

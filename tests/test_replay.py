@@ -53,7 +53,16 @@ def test_the_published_codes_files_are_for_the_oracle(
 ) -> None:
     assert main([str(AUTHORS), *options]) == 2
     message = capsys.readouterr().err
-    assert message == f"{AUTHORS}: the published code's trajectory, which only --engine oracle reproduces\n"
+    assert message == (
+        f"{AUTHORS}: the published code's trajectory, which only --engine oracle reproduces; "
+        "leave --ranks and --plan out\n"
+    )
+
+
+def test_no_ranks_are_no_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    for ranks in ("0", "-1"):
+        assert main([str(PAPER), "--ranks", ranks]) == 2
+        assert capsys.readouterr().err == f"--ranks {ranks}; it is 1 or more\n"
 
 
 def test_the_oracle_has_neither_ranks_nor_plans(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparta.models.errors import ConfigError
+from sparta.optim.bases import is_number
 from sparta.optim.passes import Passes
 from sparta.sharding.rows.dense import DenseAscent, follow
 from sparta.sharding.rows.tables import RowTables
@@ -63,8 +64,11 @@ class RowsStep:
         ):
             if value not in known:
                 raise ConfigError(f"{key} {value!r}; use {' or '.join(map(repr, known))}")
-        if ascend_every != int(ascend_every) or ascend_every < 1:
-            raise ConfigError(f"ascend_every {ascend_every}; it is a whole number from 1 on")
+        if not isinstance(ascend_every, int) or ascend_every < 1:
+            raise ConfigError(f"ascend_every {ascend_every!r}; it is a whole number from 1 on")
+        for key, number in (("rho", rho), ("eta", eta), ("clip_norm", clip_norm)):
+            if number is not None and not is_number(number):
+                raise ConfigError(f"{key} {number!r} is not a number from 0 up")
         self.tables = RowTables(module)
         self.refused = 0
         """Steps left out because something was not finite."""

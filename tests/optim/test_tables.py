@@ -28,7 +28,7 @@ def counts(table: nn.Module, *args: Any, **kwargs: Any) -> list[int]:
     model = One(table)
     helen = Helen(model)
     model(*args, **kwargs).square().sum().backward()
-    helen.step()
+    helen.second_step()
     state: Tensor = helen.tables["table"].state["N"]
     return state.tolist()
 
@@ -71,7 +71,7 @@ def test_only_lookups_of_training_are_counted() -> None:
     loss_of(twin, batch).backward()
     helen.ascend()
     loss_of(model, batch)
-    helen.step()
+    helen.second_step()
     for field, table in enumerate(helen.tables.values()):
         assert table.state["N"].tolist() == batch.counts(field, len(table.weight))
 
@@ -82,7 +82,7 @@ def test_accumulated_gradients_are_of_all_their_batches() -> None:
     batches = [batch_of(1), batch_of(2)]
     for batch in batches:
         loss_of(model, batch).backward()
-    helen.step()
+    helen.second_step()
     for field, table in enumerate(helen.tables.values()):
         rows = len(table.weight)
         both = [a + b for a, b in zip(*(batch.counts(field, rows) for batch in batches), strict=True)]
@@ -101,7 +101,7 @@ def test_a_row_that_was_not_counted_must_have_no_gradient(sparse: bool) -> None:
     helen.zero_grad()
     loss_of(model, other).backward()
     with pytest.raises(ValueError, match=r"^table tables\.0: a row has a gradient and no count; [^\n]*$"):
-        helen.step()
+        helen.second_step()
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
     helen.step(closure(model, other))

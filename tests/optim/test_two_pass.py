@@ -144,7 +144,7 @@ def test_by_hand_a_gradient_that_is_not_finite_neither_ascends_nor_steps() -> No
     assert_same_bits(bits(model, helen), before)
     helen.zero_grad()
     loss_of(model, batch_of(1)).backward()
-    helen.step()
+    helen.second_step()
     assert_same_bits(bits(model, helen), before)
     assert helen.refused == 1
 
@@ -195,8 +195,27 @@ def test_ascend_every_kth_step_and_count_in_all(history: list[Batch], k: int) ->
         if step % k == 0:
             by_hand.first_step(zero_grad=True)
             closure(twin, batch)()
-        by_hand.step()
+        by_hand.second_step()
     assert_same_bits(bits(model, helen), bits(twin, by_hand))
+
+
+def test_a_step_that_would_not_ascend_or_not_move_says_so() -> None:
+    model = Toy()
+    helen, batch = Helen(model, rho=0.1), batch_of(1)
+    before = bits(model, helen)
+    closure(model, batch)()
+    with pytest.raises(RuntimeError, match="nobody went uphill"):
+        helen.step()
+    with pytest.raises(RuntimeError, match="the closure found no gradient"):
+        helen.step(lambda: torch.zeros(()))
+    assert_same_bits(bits(model, helen), before)
+    assert helen.t == 0
+    helen.zero_grad()
+    closure(model, batch)()
+    helen.first_step(zero_grad=True)
+    closure(model, batch)()
+    helen.step()
+    assert helen.t == 1
 
 
 @every_rule

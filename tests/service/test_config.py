@@ -119,3 +119,41 @@ def test_config_and_schema_load_no_torch() -> None:
         "sys.exit(sorted({'torch', 'torchrec', 'torchx', 'pyarrow'} & set(sys.modules)) != [])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_required_key_that_is_misspelt_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        yaml.safe_dump({**JOB, "modle": JOB["model"]} | {"model": None}).replace("model: null\n", "")
+    )
+    with pytest.raises(ConfigError, match="modle: unknown key; did you mean model"):
+        load_job(path)
+
+
+def test_a_key_that_is_given_twice_is_refused_by_its_line(job_file: Path) -> None:
+    job_file.write_text(job_file.read_text() + "name: again\n")
+    line = job_file.read_text().count("\n")
+    with pytest.raises(ConfigError, match=rf"job.yaml:{line}: not YAML \(name is given twice\)"):
+        load_job(job_file)
+
+
+@pytest.mark.parametrize(
+    ("edits", "lr"),
+    [
+        ([], 0.02),
+        (["optim.tables.name=helen"], 1e-3),
+        (["optim.tables.name=adam"], 1e-3),
+        (["optim.tables.name=helen", "optim.tables.base=rowwise_adagrad"], 0.02),
+        (["optim.tables.name=helen", "optim.tables.lr=0.5"], 0.5),
+    ],
+)
+def test_adam_has_a_rate_of_its_own(job_file: Path, edits: list[str], lr: float) -> None:
+    assert load_job(job_file, edits).optim.tables.lr == lr
+
+
+def test_a_share_of_less_than_a_sample_is_refused(job_file: Path) -> None:
+    edits = ["optim.tables.name=helen", "optim.tables.ascend_fraction=0.01"]
+    with pytest.raises(
+        ConfigError, match=r"ascend_fraction 0.01 of data.batch_size 64 is less than a sample"
+    ):
+        load_job(job_file, edits)

@@ -217,6 +217,7 @@ def refusals(rank: int, ranks: int) -> list[str]:
         lambda: sharded(still, norm="tabel"),
         lambda: sharded(still, rho=-1.0),
         lambda: sharded(still, lr=float("nan")),
+        lambda: sharded(still, xi="half"),
         lambda: sharded(still, betas=(0.9, 1.0)),
         lambda: sharded(still, eps=0.0),
         lambda: sharded(still, frequency="dataset"),
@@ -225,6 +226,9 @@ def refusals(rank: int, ranks: int) -> list[str]:
         lambda: RowsStep(sharded(collection()), None, perturb_dense="helen"),  # type: ignore[arg-type]
         lambda: RowsStep(sharded(collection()), None, ascend_precision="bfloat16"),  # type: ignore[arg-type]
         lambda: RowsStep(sharded(collection()), None, ascend_every=0),
+        lambda: RowsStep(sharded(collection()), None, ascend_every=1.5),  # type: ignore[arg-type]
+        lambda: RowsStep(sharded(collection()), None, clip_norm=-1.0),
+        lambda: HelenSharder(lr=0.1, ascend_every=2),
         lambda: sharded(still, kind="table_column_wise"),
     ]
     found = []
@@ -241,8 +245,9 @@ def test_what_cannot_be_stepped_is_refused_by_name(pool: Pool) -> None:
         "table t: a mean of weighted rows is another on every plan",
         "table t is frozen",
         "table t: norm 'tabel'; use row, table",
-        "table t: rho -1.0; it is never negative",
-        "table t: lr nan",
+        "table t: rho -1.0 is not a number from 0 up",
+        "table t: lr nan is not a number",
+        "table t: xi 'half' is not a number",
         "table t: betas (0.9, 1.0); each is from 0 up and below 1",
         "table t: eps 0; a row whose gradient is 0",
         "table t: frequency dataset needs the training set's 10 counts, one whole number a row, not none",
@@ -251,6 +256,9 @@ def test_what_cannot_be_stepped_is_refused_by_name(pool: Pool) -> None:
         "perturb_dense 'helen'; use True or False",
         "ascend_precision 'bfloat16'; use 'fp32' or 'bf16'",
         "ascend_every 0; it is a whole number from 1 on",
+        "ascend_every 1.5; it is a whole number from 1 on",
+        "clip_norm -1.0 is not a number from 0 up",
+        "ascend_every is a setting of RowsStep",
         "table t: engine rows does not know sharding table_column_wise; use table_wise, row_wise",
     ]
     for found, words in zip(alone(refusals, pool), said, strict=True):
