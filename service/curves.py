@@ -68,9 +68,15 @@ def _training(axis: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
         axis.text(0.5, 0.5, "no step logged", ha="center", va="center", transform=axis.transAxes)
         axis.set_yticks([])
         return
-    axis.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8, marker="." if len(steps) < 20 else "")
-    smooth = smoothed(losses)
-    axis.plot(steps, smooth, color="C0", linewidth=1.8)
+    few = len(steps) < 20
+    smooth = losses if few else smoothed(losses)
+    if not few:
+        axis.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8, label="each logged step")
+    axis.plot(
+        steps, smooth, color="C0", linewidth=1.8, marker="." if few else "", label="median of its neighbours"
+    )
+    if not few:
+        axis.legend(fontsize="small", framealpha=0.7)
     seen = [x for x in smooth if not math.isnan(x)]
     room = 0.25 * (max(seen) - min(seen)) or 0.01
     axis.set_ylim(min(seen) - room, max(seen) + room)  # one wild step must not flatten the rest
