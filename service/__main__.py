@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sparta.models.errors import ConfigError, SpartaError
+from sparta.models.errors import ConfigError, DataError, SpartaError
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +54,9 @@ def parser() -> Parser:
     train = verbs.add_parser("train", help="train and test a model")
     _job(train)
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint of the run directory, if any"
+    )
 
     evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
     evaluate.add_argument("run", type=Path, help="run directory")
@@ -68,6 +71,14 @@ def parser() -> Parser:
     predict.add_argument("--out", type=Path, required=True, help="Parquet file to make")
     predict.add_argument("--checkpoint", choices=("best", "last"), help="default: what result.json is about")
     _set(predict)
+
+    checkpoint = verbs.add_parser("checkpoint", help="list, verify or export a run's checkpoints")
+    checkpoint.add_argument("what", choices=("list", "verify", "export"))
+    checkpoint.add_argument("run", type=Path, help="run directory")
+    checkpoint.add_argument("--out", type=Path, help="export: folder of safetensors files to make")
+    checkpoint.add_argument(
+        "--checkpoint", choices=("best", "last"), help="export: default: what result.json is about"
+    )
 
     for name, verb in verbs.choices.items():
         verb.prog = f"sparta {name}"
@@ -170,7 +181,10 @@ def train(arguments: argparse.Namespace) -> None:
             )
         # The resolved job says on how many ranks it really ran.
         job = job.model_copy(update={"train": job.train.model_copy(update={"ranks": here.ranks})})
-        train(job, RunDirectory(arguments.run_dir or Path("runs") / job.name), here)
+        # torchrun starts all ranks again when one died, with the arguments of the first time.
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        run = RunDirectory(arguments.run_dir or Path("runs") / job.name)
+        train(job, run, here, resume=arguments.resume or restarted)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -209,6 +223,47 @@ def predict(arguments: argparse.Namespace) -> None:
             print(f"{rows} rows scored: {arguments.out}")
 
 
+def checkpoint(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sparta.service.checkpoint.inspect import entries
+    from sparta.service.checkpoint.storage import Storage
+    from sparta.service.report import checkpoints_table
+    from sparta.service.run import RunDirectory
+
+    if arguments.what == "export":
+        _export(arguments)
+        return
+    run = RunDirectory(arguments.run)
+    storage = Storage(run.read_job().checkpoint.path or run.checkpoints)
+    found = entries(storage, every_byte=arguments.what == "verify")
+    if not found:
+        raise DataError(f"{storage.root}: holds no checkpoint; train first with `sparta train`")
+    Console().print(checkpoints_table(found))
+    damaged = [entry for entry in found if entry.state == "damaged"]
+    if arguments.what == "verify" and damaged:
+        raise DataError(
+            f"{storage.place(damaged[-1].name)}: {damaged[-1].problem}; `sparta train --resume` sets it aside and "
+            "takes the one before"
+        )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sparta.service import build
+    from sparta.service.checkpoint.export import export
+    from sparta.service.run import RunDirectory
+    from sparta.service.train import tested_weights
+
+    if arguments.out is None:
+        raise ConfigError("--out is missing; name the folder to make")
+    run = RunDirectory(arguments.run)
+    job = run.read_job()
+    checkpoints = build.checkpoints(job, run)
+    name = checkpoints.find(arguments.checkpoint or tested_weights(job))
+    size = export(run, checkpoints.storage, name, arguments.out)
+    print(f"{arguments.out}: {name} of {run.path}, {size:,} bytes of weights in safetensors files")
+
+
 VERBS = {
     "synth": synth,
     "prepare": prepare,
@@ -217,6 +272,7 @@ VERBS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "checkpoint": checkpoint,
 }
 
 

@@ -3,7 +3,8 @@
 Everything below takes plain keyword arguments; everything here is a function of a `Job`.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,9 +17,14 @@ from sparta.models.embedding import WIDE, Inputs, Table
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema, load_schema
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
-from sparta.service.config import EarlyStopSettings, Job, TableSettings
+from sparta.service.checkpoint.store import Checkpoints
+from sparta.service.config import Job, TableSettings
 from sparta.service.data.loader import Loader
 from sparta.service.data.vocab import load_vocabulary
+from sparta.service.heartbeat import FOLDER as BEATS
+from sparta.service.heartbeat import Heartbeat
+from sparta.service.run import RunDirectory
+from sparta.service.run_settings import EarlyStopSettings
 from sparta.service.step import FusedStep, RowStep, Step
 from sparta.service.world import World
 from sparta.sharding.engines import TableOptimizer
@@ -215,6 +221,29 @@ def step(job: Job, of: Sharded, world: World) -> Step:
         clip_norm=clip_norm,
     )
     return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))
+
+
+def checkpoints(
+    job: Job, run: RunDirectory, began: Callable[[str], None] = lambda phase: None
+) -> Checkpoints:
+    """Where the run's checkpoints are; `began` is told of each phase of a save."""
+    return Checkpoints(
+        job.checkpoint.path or run.checkpoints,
+        keep=job.checkpoint.keep,
+        background=job.checkpoint.background,
+        began=began,
+    )
+
+
+def heartbeat(job: Job, run: RunDirectory, world: World) -> Heartbeat:
+    """What tells others where this rank is."""
+    folder = os.environ.get(BEATS)
+    return Heartbeat(
+        Path(folder) if folder else run.path / "logs" / "train",
+        rank=world.rank,
+        ranks=world.ranks,
+        stuck_seconds=job.tolerate.stuck_seconds,
+    )
 
 
 def train_loader(job: Job, of: Schema, world: World) -> Loader:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
+from sparta.service.run_settings import CheckpointSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, Yaml, edit, explain
 
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
@@ -226,33 +227,15 @@ class ShardingSettings(Settings):
         return {name: [kinds] if isinstance(kinds, str) else kinds for name, kinds in value.items()}
 
 
-class EarlyStopSettings(Settings):
-    metric: Literal["auc", "gauc", "logloss"] = "auc"
-    patience: NonNegativeInt = 2
-    """Evaluations without improvement that are let pass; the best weights are restored."""
-    min_delta: NonNegativeFloat = 0.0
-
-
-class TrainSettings(Settings):
-    epochs: PositiveInt = 1
-    max_steps: PositiveInt | None = None
-    """Stop after so many steps, whatever the epochs."""
-    seed: NonNegativeInt = 1
-    ranks: PositiveInt = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32"] = "fp32"
-    log_every: PositiveInt = 10
-    """Steps between two lines of history.jsonl."""
-    evaluate_every: PositiveInt | None = None
-    """Steps between two evaluations on the valid split; once an epoch if not said."""
-    early_stop: EarlyStopSettings | None = None
-    gauc_by: str | None = None
-    """Categorical feature whose values group the rows for GAUC, such as the user."""
+FORMAT = 1
+"""Version of the job file; another is refused by name."""
 
 
 class Job(Settings):
     """One training job."""
 
+    format: int = FORMAT
+    """Version of these keys."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataSettings
     model: ModelSettings
@@ -261,6 +244,17 @@ class Job(Settings):
     optim: OptimSettings = OptimSettings()
     sharding: ShardingSettings = ShardingSettings()
     train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tolerate: TolerateSettings = TolerateSettings()
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, value: int) -> int:
+        if value != FORMAT:
+            raise ValueError(
+                f"job format {value}, this sparta reads {FORMAT}; write the job for this version"
+            )
+        return value
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "Job":

@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from sparta.models.errors import DataError
+from sparta.service.run import write_atomically
 
 
 class History:
-    """Appends to the file, each line is in the file before the call returns; only the first rank has one."""
+    """Appends to the file, each line is in the file before the call returns; only the first rank has one.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        until: the step of the checkpoint that training goes on from; later lines are cut.
+    """
+
+    def __init__(self, path: Path, until: int | None = None) -> None:
         path.touch()
-        _cut_torn_line(path)
+        if until is None:
+            _cut_torn_line(path)
+        else:
+            # What was done after the checkpoint will be done again.
+            lines = [line for line in read_history(path) if line["step"] <= until]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._path = path
 
     def step(self, step: int, epoch: int, loss: float, examples: int, **more: float) -> None:

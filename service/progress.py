@@ -76,6 +76,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self, step: int) -> None:
+        """Training goes on after `step`, of which the pace knows nothing."""
+        self._began, self._start = self._clock(), step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+        if step:
+            self.note(f"going on after step {step:,}")
+
     def update(self, step: int, *, epoch: int, loss: float, examples_per_second: float) -> None:
         """Show a step; plain lines are at least `LINE_SECONDS` apart, but the last step is always told."""
         if self._out is None:
@@ -93,6 +101,11 @@ class Progress:
         elif self._clock() >= self._next_line or step == self.total_steps:
             self._next_line = self._clock() + LINE_SECONDS
             self._out.print(Text("step " + "  ".join(parts)), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Tell something that is no progress, above the bar."""
+        if self._out is not None:
+            self._out.print(Text(f"note: {text}"), soft_wrap=True)
 
     def validated(self, metrics: Mapping[str, Mapping[str, float | None]]) -> None:
         """Show from now on the AUC of the latest evaluation, the mean of the tasks."""

@@ -1,6 +1,6 @@
 """The result of a run as a table: metrics per split and task, and how much of what is attainable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparta.models.schema import Schema
+from sparta.service.checkpoint.inspect import Entry, ago
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Metrics per label."""
@@ -62,6 +63,27 @@ def show(table: RenderableType, run: Path, *, out: Console | None = None) -> Non
     out = out or Console()
     out.print(table)
     out.print(Text(f"run directory: {run}"), soft_wrap=True)
+
+
+def checkpoints_table(entries: Sequence[Entry]) -> RenderableType:
+    """The checkpoints of a run, oldest first."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("checkpoint", no_wrap=True)
+    for title in ("step", "bytes", "written in", "ranks", "taken"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("state")
+    for entry in entries:
+        known = entry.step is not None
+        table.add_row(
+            entry.name,
+            f"{entry.step:,}" if known else "-",
+            f"{entry.bytes:,}" if known else "-",
+            f"{entry.seconds:.1f} s" if known else "-",
+            str(entry.ranks) if known else "-",
+            ago(entry.at) if known else "-",
+            f"{entry.state}, best" if entry.best else entry.state,
+        )
+    return table
 
 
 def _cell(name: str, metrics: Mapping[str, float | None]) -> str:

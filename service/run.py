@@ -65,6 +65,11 @@ class RunDirectory:
                 f"{self.path}: cannot be written ({error.strerror}); give a writable --run-dir"
             ) from error
 
+    def take_up(self, job: Job) -> None:
+        """Go on with the run: from now on it is described by `job`, which `resume.check` has let pass."""
+        write_atomically(self.job, job.dump())
+        self.checkpoints.mkdir(exist_ok=True)
+
     def check_same_data(self, schema: Schema) -> None:
         """Refuse a dataset whose columns, vocabularies or statistics are not those of the training.
 

@@ -1,6 +1,6 @@
 """Scores of a trained model: metrics of a split, or probabilities of a raw file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -36,12 +36,14 @@ def evaluate(
     *,
     group: str | None = None,
     negatives_kept: float = 1.0,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of a split per label, over every row and rank; the same on all ranks.
 
     Args:
         group: categorical feature whose ids group the rows for GAUC.
         negatives_kept: share of the negatives that training kept and this split did not lose.
+        meanwhile: called after every batch, on all ranks.
     """
     evaluation = Evaluation(schema.labels, group=group is not None)
     for batch, scores in logits(sharded, loader, world):
@@ -51,6 +53,7 @@ def evaluate(
             batch.slots.weights.numpy(),
             None if group is None else _ids(batch, group).numpy(),
         )
+        meanwhile()
     return evaluation.compute()
 
 

@@ -4,7 +4,7 @@ The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class Step(Protocol):
     def refused(self) -> int:
         """Steps so far that left everything as it was, because something was not finite."""
         ...
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         """Of tables that count how often rows occur: the largest count (N*), and the row; collective."""
@@ -121,6 +124,7 @@ class RowStep:
         self, sharded: Sharded, dense: torch.optim.Optimizer, rows: RowsStep, *, ranks: int, every: int = 1
     ) -> None:
         self._rows = rows
+        self._d = (dense, sharded.dense_parameters())
         self._rate = DenseRate(dense)
         self._loss = BatchLoss(sharded, ranks)
         self._ranks = ranks
@@ -142,6 +146,27 @@ class RowStep:
     def set_lr(self, factor: float) -> None:
         self._rate.set(factor)
         self._rows.tables.set_lr(factor)
+
+    def state_dict(self) -> Any:
+        from sparta.sharding.rows.state import learning_state
+
+        names = {id(p): n for n, p in self._d[1].items()}
+        out = learning_state(self._rows.tables)
+        for g in self._d[0].param_groups:
+            for p in g["params"]:
+                st = self._d[0].state[p]
+                if not st:
+                    st.update(
+                        step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+                    )
+                for k, v in st.items():
+                    out[f"dense_optim/{names[id(p)]}/{k}"] = v
+        return out
+
+    def load_state_dict(self, state: Any) -> None:
+        from sparta.sharding.rows.state import load_learning
+
+        load_learning(self._rows.tables, {k: v for k, v in state.items() if k.startswith("optim/")})
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         return self._rows.tables.most_frequent()

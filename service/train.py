@@ -1,34 +1,44 @@
 """`train`: a job, start to finish - build, train, test, result."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.check import check_forward
-from sparta.service.checkpoint import Checkpoints
+from sparta.service.checkpoint.log import Log
 from sparta.service.config import Job
 from sparta.service.curves import draw
 from sparta.service.history import History
 from sparta.service.progress import Progress
 from sparta.service.report import Scores, result_table, show
-from sparta.service.run import RunDirectory, versions
+from sparta.service.resume import check_resumable, circumstances, last_save, manifest_of, restore, state_of
+from sparta.service.run import RunDirectory
 from sparta.service.scoring import evaluate
+from sparta.service.step import nothing
+from sparta.service.stop import Stop, Stopped, mark, unmark
 from sparta.service.trainer import Outcome, Trainer
 from sparta.service.world import World
 from sparta.sharding.shard import Sharded
 
 
-def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
+def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) -> dict[str, Any] | None:
     """Run the job in `run`; the content of result.json, on all ranks.
 
-    Everything that can be refused is refused before the directory is claimed.
+    Everything that can be refused is refused before the directory is claimed. None when it was told to stop: then
+    the directory says after which step, and a later call with `resume` goes on.
+
+    Args:
+        resume: go on from the newest checkpoint in `run`, if there is one.
     """
-    world.once(run.check_free)
+    resumes = world.once(lambda: resume and run.job.exists())
+    if not resumes:
+        world.once(run.check_free)
     schema = build.schema(job)
     check_forward(job, schema)
+    if resumes:
+        world.once(lambda: check_resumable(run, job, schema))
     model = build.model(job, schema)
     plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
     loader = build.train_loader(job, schema, world)
@@ -36,40 +46,71 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
         build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
-    world.once(lambda: run.claim(job, schema))
+    world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
     if world.first:
         plan.save(run.plan)
     total_steps = build.total_steps(job, loader.steps)
-    checkpoints = Checkpoints(run.checkpoints)
-    with Progress(total_steps, rank=world.rank) as progress:
-        outcome = Trainer(
+    with (
+        Stop().listening() as stop,
+        build.heartbeat(job, run, world) as heartbeat,
+        Progress(total_steps, rank=world.rank) as progress,
+    ):
+
+        def scores_of(split: str) -> Scores:
+            return score(job, schema, sharded, world, split, while_scoring)
+
+        def while_scoring() -> None:
+            heartbeat.beat("evaluate")
+            stop.or_raise()
+
+        def save(training: Mapping[str, Any]) -> None:
+            checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
+            heartbeat.beat("save")
+
+        checkpoints = build.checkpoints(job, run, began=heartbeat.saving)
+        found = checkpoints.newest() if resumes else None
+        start = found[1].step if found else 0
+        trainer = Trainer(
             sharded=sharded,
             step=step,
             loader=loader,
-            evaluate=(lambda: score(job, schema, sharded, world, "valid"))
-            if "valid" in schema.splits
-            else None,
+            evaluate=(lambda: scores_of("valid")) if "valid" in schema.splits else None,
             schedule=build.schedule(job, total_steps),
             plateau=build.plateau(job),
             watch=build.watch(job),
             stop_early=job.train.early_stop is not None,
-            checkpoints=checkpoints,
-            history=History(run.history) if world.first else None,
+            save=save,
+            history=History(run.history, until=start) if world.first else None,
             progress=progress,
             world=world,
             total_steps=total_steps,
             log_every=job.train.log_every,
             evaluate_every=job.train.evaluate_every,
-        ).run()
-    tested = tested_weights(job)
-    if tested == "best":
-        checkpoints.load(sharded, tested)
-    scores = {
-        split: score(job, schema, sharded, world, split)
-        for split in ("valid", "test")
-        if split in schema.splits
-    }
-    result = summary(job, outcome, scores, world)
+            save_every=job.checkpoint.every,
+            stop=stop,
+            beat=heartbeat.beat,
+            bad_steps=job.tolerate.bad_steps,
+        )
+        if found:
+            restore(*found, checkpoints, sharded, step, trainer, world)
+        if world.first:
+            unmark(run.path)
+        progress.begin(start)
+        heartbeat.begin(start)
+        try:
+            outcome = trainer.run()
+            checkpoints.finish(alive=lambda: heartbeat.beat("save"))
+            if tested_weights(job) == "best" and outcome.best_step is not None:
+                checkpoints.load(
+                    sharded.state_dict(), checkpoints.of_step(outcome.best_step), weights_only=True
+                )
+            scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
+        except Stopped:
+            saved = last_save(checkpoints, job, stop, trainer, save)
+            if world.first:
+                mark(run.path, trainer.steps, saved)
+            return None
+    result = summary(job, outcome, scores, checkpoints.log, world)
     frequent = step.most_frequent()
     if frequent:
         result["most_frequent"] = {
@@ -82,8 +123,15 @@ def train(job: Job, run: RunDirectory, world: World) -> dict[str, Any]:
     return result
 
 
-def score(job: Job, schema: Schema, sharded: Sharded, world: World, split: str) -> Scores:
-    """Metrics of one split."""
+def score(
+    job: Job,
+    schema: Schema,
+    sharded: Sharded,
+    world: World,
+    split: str,
+    meanwhile: Callable[[], None] = nothing,
+) -> Scores:
+    """Metrics of one split; `meanwhile` is called on all ranks between two batches."""
     down = job.data.negatives
     loader = build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
     return evaluate(
@@ -93,6 +141,7 @@ def score(job: Job, schema: Schema, sharded: Sharded, world: World, split: str) 
         schema,
         group=job.train.gauc_by,
         negatives_kept=1.0 if down is None or split in down.splits else down.kept,
+        meanwhile=meanwhile,
     )
 
 
@@ -134,11 +183,15 @@ def trained(
         forced=run.plan if same else None,
     )
     sharded = build.sharded(scoring, model, plan, world)
-    Checkpoints(run.checkpoints).load(sharded, which or tested_weights(job))
+    checkpoints = build.checkpoints(job, run)
+    name = world.once(lambda: checkpoints.find(which or tested_weights(job)))
+    checkpoints.load(sharded.state_dict(), name, weights_only=True)
     return schema, sharded
 
 
-def summary(job: Job, outcome: Outcome, scores: dict[str, Scores], world: World) -> dict[str, Any]:
+def summary(
+    job: Job, outcome: Outcome, scores: dict[str, Scores], saving: Log, world: World
+) -> dict[str, Any]:
     """The content of result.json."""
     return {
         "name": job.name,
@@ -150,9 +203,13 @@ def summary(job: Job, outcome: Outcome, scores: dict[str, Scores], world: World)
         "stopped_early": outcome.stopped_early,
         "weights": tested_weights(job),
         "eval": scores,
-        "ranks": world.ranks,
-        "threads": torch.get_num_threads(),
-        "device": world.device.type,
-        "config_hash": job.hash(),
-        "versions": versions(),
+        "refused_steps": outcome.refused,
+        "checkpoints": {
+            "saved": saving.saves,
+            "failed": saving.failures,
+            "bytes": saving.bytes,
+            "seconds": round(saving.seconds or 0.0, 3),
+            "stall_seconds": round(saving.stall_seconds, 3),
+        },
+        **circumstances(job, world),
     }

@@ -1,10 +1,11 @@
-"""The training loop: steps, learning rates, log lines, evaluations, early stopping, best weights."""
+"""The training loop: steps, learning rates, log lines, evaluations, early stopping, checkpoints."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,15 @@ from torch import Tensor
 from sparta.models.batch import Batch
 from sparta.models.errors import DataError
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
-from sparta.service.checkpoint import Checkpoints
 from sparta.service.data.loader import Loader
 from sparta.service.history import History
 from sparta.service.prefetch import Prefetcher
 from sparta.service.progress import Progress
 from sparta.service.report import Scores
 from sparta.service.step import Step
+from sparta.service.stop import Stop
 from sparta.service.world import World
-from sparta.sharding.collectives import total
+from sparta.sharding.collectives import gather, total
 from sparta.sharding.shard import Sharded
 
 
@@ -34,6 +35,8 @@ class Outcome:
     """Wall time spent in training steps, evaluations and checkpoints left out."""
     best_step: int | None
     stopped_early: bool
+    refused: int
+    """Steps left out because something was not finite."""
 
 
 def mean_metric(scores: Scores, metric: str) -> float:
@@ -43,15 +46,19 @@ def mean_metric(scores: Scores, metric: str) -> float:
 
 
 class Trainer:
-    """Runs the epochs of one job.
+    """Runs the epochs of one job, from the start or from where `load_state_dict` puts it.
 
     Args:
         step: trains on one batch.
         evaluate: metrics of the valid split, the same on all ranks; None when there is no such split.
+        save: writes a checkpoint of everything, given this trainer's own state.
         total_steps: where to stop, at most.
         evaluate_every: steps between evaluations; None for once an epoch.
         watch: decides which evaluation is the best and when to stop.
         stop_early: whether `watch` may end the run.
+        stop: asked after every step.
+        beat: told of every step.
+        bad_steps: refused steps that are put up with.
     """
 
     def __init__(
@@ -65,13 +72,17 @@ class Trainer:
         plateau: Plateau | None,
         watch: EarlyStop,
         stop_early: bool,
-        checkpoints: Checkpoints,
+        save: Callable[[Mapping[str, Any]], None],
         history: History | None,
         progress: Progress,
         world: World,
         total_steps: int,
         log_every: int,
         evaluate_every: int | None,
+        save_every: int,
+        stop: Stop,
+        beat: Callable[[str, int], None],
+        bad_steps: int,
     ) -> None:
         self._sharded = sharded
         self._step = step
@@ -81,53 +92,120 @@ class Trainer:
         self._plateau = plateau
         self._watch = watch
         self._stop_early = stop_early
-        self._checkpoints = checkpoints
+        self._save = save
         self._history = history
         self._progress = progress
         self._world = world
         self._total_steps = total_steps
         self._log_every = log_every
         self._evaluate_every = evaluate_every or loader.steps
+        self._save_every = save_every
+        self._stop = stop
+        self._beat = beat
+        self._bad_steps = bad_steps
         self._meter = Meter(world.device)
+        self.steps = 0
+        """Optimizer steps behind us."""
+        self._refused = 0
+        self._stopped = False  # by the watch
+        self._settled = True  # what is due after the last step has been done
 
     def run(self) -> Outcome:
-        """Train to the last step or until validation stops improving; leave the last weights on disk."""
-        steps, stop = 0, False
+        """Train to the last step or until validation stops improving.
+
+        Raises:
+            Stopped: a rank was told to stop, after a step or in an evaluation, which will then be made again.
+        """
+        if not self._settled:
+            self._settle()
+        self._meter.restart()
         batches = Prefetcher(self._batches(), self._world.device, self._sharded.row_collections)
         for batch in batches:
-            steps = batch.slots.step
-            self._step.set_lr(self._lr_factor(steps))
-            self._meter.add(self._step(batch, batches.ahead), batch)
-            if self._step.refused:
-                raise DataError(
-                    f"step {steps}: the loss or a gradient is not finite, so the weights are those before it; lower "
-                    "optim.tables.lr and optim.dense.lr, or look for wild values in the dense columns"
-                )
-            due = self._evaluation_due(steps)
-            if due or steps % self._log_every == 0:
-                self._log(steps)
-            if due and self._evaluate:
-                with self._meter.paused():
-                    stop = self._validate(steps, self._evaluate()) and self._stop_early
-            if stop:
+            self._train(batch, batches.ahead)
+            self._settle()
+            if self._stopped:
                 break
-        with self._meter.paused():
-            self._checkpoints.save(self._sharded, steps, best=False)
-        return Outcome(steps, self._meter.examples, self._meter.seconds, self._watch.best_step, stop)
+            self._stop.or_raise()
+        return Outcome(
+            self.steps,
+            self._meter.examples,
+            self._meter.seconds,
+            self._watch.best_step,
+            self._stopped,
+            self._refused,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, as plain numbers; collective."""
+        return {
+            "step": self.steps,
+            "settled": self._settled,
+            "stopped": self._stopped,
+            "refused": self._refused,
+            "best_step": self._watch.best_step,
+            "watch": self._watch.state(),
+            "plateau": self._plateau.state() if self._plateau else None,
+            "meter": self._meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state, of any number of ranks."""
+        self.steps = state["step"]
+        self._settled = state["settled"]
+        self._stopped = state["stopped"]
+        self._refused = state["refused"]
+        self._watch.load(state["watch"])
+        if self._plateau and state["plateau"]:
+            self._plateau.load(state["plateau"])
+        self._meter.load_state_dict(state["meter"], self._world)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of all epochs, up to the last step."""
-        for epoch in range(math.ceil(self._total_steps / self._loader.steps)):
-            for batch in self._loader.epoch(epoch):
+        """The batches of all epochs that are left, up to the last step."""
+        at = self._total_steps if self._stopped else self.steps  # runs ahead of `steps`
+        while at < self._total_steps:
+            epoch, start = divmod(at, self._loader.steps)
+            for batch in self._loader.epoch(epoch, start):
                 yield batch
-                if batch.slots.step == self._total_steps:
+                at = batch.slots.step
+                if at == self._total_steps:
                     return
+
+    def _train(self, batch: Batch, meanwhile: Callable[[], None]) -> None:
+        step = batch.slots.step
+        self._step.set_lr(self._lr_factor(step))
+        refused = self._step.refused
+        loss = self._step(batch, meanwhile)
+        self.steps, self._settled = step, False
+        if self._step.refused == refused:
+            self._meter.add(loss, batch)
+            return
+        self._refused += 1
+        told = f"step {step}: the loss or a gradient is not finite, so the weights are those before it"
+        if self._refused > self._bad_steps:
+            raise DataError(
+                f"{told}; lower optim.tables.lr and optim.dense.lr, look for wild values in the dense columns, or "
+                f"let more than {self._bad_steps} pass with tolerate.bad_steps"
+            )
+        self._progress.note(f"{told} ({self._refused} of {self._bad_steps} tolerated)")
+
+    def _settle(self) -> None:
+        """Do what is due after a step: log, evaluate, save."""
+        step, best = self.steps, self._watch.best_step
+        self._beat("step", step)
+        evaluates = step % self._evaluate_every == 0 or step == self._total_steps
+        if (evaluates or step % self._log_every == 0) and self._meter.unread:
+            self._log(step)
+        if evaluates and self._evaluate:
+            with self._meter.paused():
+                self._stopped = self._validate(step, self._evaluate()) and self._stop_early
+        self._settled = True
+        ends = self._stopped or step == self._total_steps
+        if ends or self._watch.best_step != best or step % self._save_every == 0:
+            with self._meter.paused():
+                self._save(self.state_dict())
 
     def _lr_factor(self, step: int) -> float:
         return self._schedule.scale(step) * (self._plateau.scale if self._plateau else 1.0)
-
-    def _evaluation_due(self, step: int) -> bool:
-        return step % self._evaluate_every == 0 or step == self._total_steps
 
     def _epoch(self, step: int) -> int:
         return (step - 1) // self._loader.steps
@@ -140,23 +218,15 @@ class Trainer:
             self._history.step(
                 step, self._epoch(step), loss, self._meter.examples, examples_per_second=round(rate, 1)
             )
-        if not math.isfinite(loss):
-            raise DataError(
-                f"step {step}: the loss is {loss}; lower optim.tables.lr and optim.dense.lr, or look for wild values "
-                "in the dense columns"
-            )
 
     def _validate(self, step: int, scores: Scores) -> bool:
-        """Note an evaluation, keep the weights if they are the best; whether patience is at its end."""
+        """Note an evaluation; whether patience is at its end."""
         if self._history:
             self._history.evaluation(step, self._epoch(step), "valid", scores)
         self._progress.validated(scores)
         if self._plateau:
             self._plateau.observe(mean_metric(scores, self._plateau.metric))
-        exhausted = self._watch.observe(mean_metric(scores, self._watch.metric), step)
-        if self._watch.best_step == step:
-            self._checkpoints.save(self._sharded, step, best=True)
-        return exhausted
+        return self._watch.observe(mean_metric(scores, self._watch.metric), step)
 
 
 class Meter:
@@ -171,12 +241,23 @@ class Meter:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._real = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
+        self._read = True
+        self._mark = time.perf_counter()
+
+    @property
+    def unread(self) -> bool:
+        """Whether steps were added since the last `read`."""
+        return not self._read
+
+    def restart(self) -> None:
+        """What came before this was no training."""
         self._mark = time.perf_counter()
 
     def add(self, loss: Tensor, batch: Batch) -> None:
         self._loss += loss
         self._real += (batch.slots.weights > 0).sum()
         self._steps += 1
+        self._read = False
 
     def read(self) -> tuple[float, float]:
         """(mean loss, examples a second) since the last call, over all ranks; collective."""
@@ -188,9 +269,28 @@ class Meter:
         self.seconds += elapsed
         self._loss.zero_()
         self._real.zero_()
-        self._steps = 0
+        self._steps, self._read = 0, True
         self._mark = now
         return loss / steps, examples / elapsed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was read, and the sums of every rank that were not; collective."""
+        seconds = self.seconds + (time.perf_counter() - self._mark if self.unread else 0.0)
+        pending = gather((float(self._loss), int(self._real)))
+        return {"examples": self.examples, "seconds": seconds, "steps": self._steps, "pending": pending}
+
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
+        """Each rank takes up its own sums; on another number of ranks the first takes them all."""
+        self.examples, self.seconds, self._steps = state["examples"], state["seconds"], state["steps"]
+        self._read = self._steps == 0
+        pending = state["pending"]
+        if len(pending) == world.ranks:
+            mine = pending[world.rank]
+        else:
+            sums = [sum(values) for values in zip(*pending, strict=True)]
+            mine = sums if world.first else (0.0, 0)
+        self._loss.fill_(mine[0])
+        self._real.fill_(mine[1])
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -70,6 +70,14 @@ class LogicalTable(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LogicalTable({tuple(self.shape)}, {len(self.windows)} windows here)"
 
+    def head(self, rows: int) -> "LogicalTable":
+        """The first rows as a table of their own; shares memory."""
+        held = [
+            Window(window.row, window.column, window.values[: max(0, rows - window.row)])
+            for window in (*self.windows, *self.copies)
+        ]
+        return LogicalTable(rows, self.shape[1], held, dtype=self.dtype)
+
     def check(self, name: str, other: Tensor) -> None:
         """See whether `fill_from` can take another table.
 

@@ -1,0 +1,300 @@
+"""The checkpoints of one run: saved beside the training, found again whatever happened meanwhile.
+
+A save has phases: all ranks `copy` their state inside one step, then in the background write `data`; the
+first rank writes `metadata`, `manifest` and `commit`, which makes it a checkpoint, and `retain`s what is to stay.
+Killed anywhere before, the folder is nothing; the ones before it are untouched until after the commit.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, cast
+
+import torch.distributed as dist
+
+from sparta.models.errors import DataError
+from sparta.service.checkpoint import manifest as disk
+from sparta.service.checkpoint.copies import Copies
+from sparta.service.checkpoint.files import one_line, read, sizes, write
+from sparta.service.checkpoint.log import Log
+from sparta.service.checkpoint.manifest import Manifest
+from sparta.service.checkpoint.storage import Storage
+from sparta.sharding.collectives import from_first, gather, rank, ranks
+
+T = TypeVar("T")
+Which = Literal["best", "last"]
+
+WEIGHTS = ("tables/", "dense/")
+RNG = "rng/"
+
+NICENESS = 10
+"""Of the thread that writes: training goes first."""
+
+ASSUMED_BYTES_PER_SECOND = 100e6
+"""Of the first save, until one has been measured."""
+
+
+class Checkpoints:
+    """Saves and loads; every method that says so is collective.
+
+    Args:
+        folder: path or URL that all ranks reach.
+        keep: newest ones to keep, beside the best of each.
+        background: write beside the steps that follow.
+        began: told of each phase of a save.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        background: bool = True,
+        began: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        self.storage = Storage(os.fspath(folder))
+        self.log = Log()
+        self._keep = keep
+        self._background = background
+        self._began = began
+        self._copies = Copies()
+        self._group: dist.ProcessGroup | None = None
+        self._thread: threading.Thread | None = None
+        self._error: str | None = None
+        self.saved: int | None = None
+        """Step of the newest checkpoint that is known to be complete."""
+        self._settled: int | None = None  # the step after which another save would be the same
+
+    # --- saving ------------------------------------------------------------------------------------------
+
+    def save(self, state: Mapping[str, Any], manifest: Manifest) -> None:
+        """Copy the state and write it; a save that is under way is waited for first. Collective."""
+        self.wait()
+        if self._settled == manifest.step:
+            return
+        if self._group is None and dist.is_initialized():
+            # Collectives of its own, so that those of the steps never wait for a disk.
+            self._group = dist.new_group(backend="gloo")
+        began = time.perf_counter()
+        self._began("copy")
+        copy = self._copies.take(state)
+        stalled = time.perf_counter() - began
+        self._thread = threading.Thread(
+            target=self._write, args=(copy, manifest, began, stalled), name="sparta-checkpoint"
+        )
+        self._thread.start()
+        if not self._background:
+            self.wait()
+
+    def wait(self, alive: Callable[[], None] = lambda: None) -> bool:
+        """Until the save under way has ended; whether the last one succeeded. Same on every rank.
+
+        Args:
+            alive: called now and then while bytes are still coming.
+        """
+        if self._thread is None:
+            return self._error is None
+        written = -1
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+            if (now := self.log.bytes_written) != written:
+                written = now
+                alive()
+        self._thread = None
+        return self._error is None
+
+    def finish(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Wait for the last save. Collective.
+
+        Raises:
+            DataError: it failed, so the run's last weights are nowhere.
+        """
+        if not self.wait(alive):
+            since = "from the start" if self.saved is None else f"from step {self.saved}"
+            raise DataError(
+                f"{self.storage.root}: the last checkpoint could not be written ({self._error}); free space and go on "
+                f"{since} with --resume"
+            )
+
+    def expected_seconds(self) -> float:
+        """How long a save would take, one that is under way included."""
+        one = self.log.seconds or 1.0 + self.log.bytes / ASSUMED_BYTES_PER_SECOND
+        return one * (2 if self._thread and self._thread.is_alive() else 1)
+
+    def _write(self, state: Mapping[str, Any], manifest: Manifest, began: float, stalled: float) -> None:
+        """Everything after the copy; in the thread. All ranks come to the same end."""
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        name = disk.name_of(manifest.step)
+        try:
+            with one_line():
+                name = self._first(lambda: self._fresh(manifest.step))
+                files = write(
+                    state, self.storage, name, group=self._group, began=self._began, wrote=self.log.wrote
+                )
+                shares: list[Any] = [files] * ranks()
+                if ranks() > 1:
+                    dist.all_gather_object(shares, files, group=self._group)
+                manifest = replace(manifest, files={k: v for share in shares for k, v in share.items()})
+                self._first(lambda: self._commit(name, manifest, time.perf_counter() - began, stalled))
+            self._error, self.saved = None, manifest.step
+            self._settled = manifest.step if manifest.training.get("settled") else None
+            self.log.saved(manifest, time.perf_counter() - began, stalled)
+            if rank() == 0:
+                self._began("retain")
+                self._retain()
+        except DataError as error:
+            self._error = str(error)
+            self.log.failures += 1
+            if rank() == 0:
+                print(
+                    f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
+                    file=sys.stderr,
+                )
+                with suppress(OSError):
+                    self.storage.remove(name, disk.COMMIT)
+        self._began("")
+
+    def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:
+        self._began("manifest")
+        about = {**manifest.about, "seconds": round(seconds, 3), "stall_seconds": round(stalled, 4)}
+        text = replace(manifest, about=about).to_json()
+        self.storage.write(f"{name}/{disk.MANIFEST}", text)
+        self.storage.sync(name)
+        self._began("commit")
+        disk.commit(self.storage, name, text)
+
+    def _fresh(self, step: int) -> str:
+        """Make an empty folder; what is committed is never written over, what a killed save left is."""
+        name, number = disk.name_of(step), 1
+        while self.storage.exists(f"{name}/{disk.COMMIT}"):
+            number += 1
+            name = f"{disk.name_of(step)}-{number}"
+        self.storage.remove(name, disk.COMMIT)
+        self.storage.make(name)
+        return name
+
+    def _first(self, work: Callable[[], T]) -> T:
+        """Do it on the first rank; its result, or its error, on every rank."""
+        answer: list[T | DataError | None] = [None]
+        if rank() == 0:
+            try:
+                answer[0] = work()
+            except DataError as error:
+                answer[0] = error
+            except OSError as error:
+                answer[0] = DataError(error.strerror or str(error))
+        if ranks() > 1:
+            dist.broadcast_object_list(answer, group=self._group)
+        if isinstance(answer[0], DataError):
+            raise answer[0]
+        return cast(T, answer[0])
+
+    def _retain(self) -> None:
+        """Drop what need not be kept."""
+        stays = disk.kept(self.storage, self._keep)
+        for name in disk.committed(self.storage):
+            if name not in stays:
+                self.storage.remove(name, disk.COMMIT)
+
+    # --- finding and loading -----------------------------------------------------------------------------
+
+    def newest(self) -> tuple[str, Manifest] | None:
+        """The newest complete checkpoint, every byte of it checked; damaged ones are named and set aside.
+
+        Folders without COMMIT are removed. Collective.
+        """
+        if rank() == 0:
+            for name in list(disk.torn(self.storage)):
+                print(f"note: {self.storage.place(name)}: not complete, removed", file=sys.stderr)
+                self.storage.remove(name, disk.COMMIT)
+        for name in reversed(from_first(disk.committed(self.storage) if rank() == 0 else [])):
+            manifest, problem = self._checked(name)
+            if manifest and not problem:
+                self.saved = manifest.step
+                self._settled = manifest.step if manifest.training.get("settled") else None
+                self.log.bytes = manifest.bytes
+                return name, manifest
+            if rank() == 0:
+                aside = f"{disk.DAMAGED}{name}"
+                self.storage.remove(aside, disk.COMMIT)
+                self.storage.rename(name, aside)
+                print(f"note: {self.storage.place(name)}: {problem}; set aside as {aside}", file=sys.stderr)
+        return None
+
+    def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
+        """The manifest, and what is wrong with the checkpoint; each rank reads a share of the files."""
+        try:
+            manifest = self._first(lambda: disk.read_manifest(self.storage, name))
+        except DataError as error:
+            return None, str(error).removeprefix(f"{self.storage.place(name)}: ")
+        mine = disk.shares(manifest.files, ranks())[rank()]
+        found = gather(disk.damage(self.storage, name, manifest, mine))
+        return manifest, next((problem for problem in found if problem), None)
+
+    def find(self, which: Which) -> str:
+        """The best checkpoint (the newest, when there was no evaluation), or the newest.
+
+        Raises:
+            DataError: there is none.
+        """
+        complete = disk.committed(self.storage)
+        if not complete:
+            raise DataError(
+                f"{self.storage.root}: holds no complete checkpoint; train first with `sparta train`"
+            )
+        newest = complete[-1]
+        if which == "last" or disk.format_of(self.storage, newest) == 1:
+            return newest
+        best = disk.read_manifest(self.storage, newest).training.get("best_step")
+        if best is None:
+            return newest
+        return self.of_step(best)
+
+    def of_step(self, step: int) -> str:
+        """The checkpoint after a step.
+
+        Raises:
+            DataError: it is gone.
+        """
+        found = [name for name in disk.committed(self.storage) if name.startswith(disk.name_of(step))]
+        if not found:
+            raise DataError(
+                f"{self.storage.root}: the checkpoint of step {step} is gone; use --checkpoint last"
+            )
+        return found[-1]
+
+    def load(
+        self, state: dict[str, Any], name: str, *, weights_only: bool = False, checked: bool = False
+    ) -> None:
+        """Fill the tensors of a state from a checkpoint. Collective.
+
+        Args:
+            weights_only: leave out what the checkpoint holds beside the weights.
+            checked: every byte has been compared with its checksum already.
+
+        Raises:
+            DataError: it is damaged, or of another model.
+        """
+        place = self.storage.place(name)
+        if not checked and self._first(lambda: disk.format_of(self.storage, name)) != 1:
+            _, problem = self._checked(name)
+            if problem:
+                raise DataError(f"{place}: {problem}; use another --checkpoint or train again")
+        with one_line(place, "not readable; use another --checkpoint or train again"):
+            # torch would leave out what the model does not have.
+            there = {
+                key
+                for key in sizes(self.storage, name)
+                if not key.startswith(RNG) and (not weights_only or key.startswith(WEIGHTS))
+            }
+            wanted = {key for key in state if not key.startswith(RNG)}
+            if there != wanted:
+                key = min(there ^ wanted)
+                problem = "is not in the model" if key in there else "is missing"
+                raise DataError(f"{place}: {key} {problem}; the checkpoint belongs to another job.yaml")
+            read(state, self.storage, name)

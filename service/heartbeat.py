@@ -1,0 +1,160 @@
+"""Where every rank is, on disk for all to see; and the end of a run in which one does not move.
+
+`<folder>/rank-<r>.beat` is one line of JSON, rewritten in place: the training thread writes it at every step,
+a second thread touches it every second, so that a process that was stopped tells from one that waits. When
+this rank has waited longer than `stuck_seconds`, it looks who holds all up, says so and ends the process;
+torchrun then ends the others, and starts all again.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+FOLDER = "SPARTA_BEATS"
+"""Environment variable: where the launcher wants the files."""
+
+LINE_BYTES = 512
+TOUCH_SECONDS = 1.0
+SILENT_SECONDS = 10.0
+"""Without a touch after which a process counts as stopped."""
+STUCK_CODE = 75
+
+# Frames of these wait for another rank, or in C++ below them.
+_WAITING = ("torch/distributed/", "torchrec/distributed/", "torch/autograd/", "sharding/collectives.py")
+
+
+class Heartbeat:
+    """This rank's file, and the eye on the others'.
+
+    Args:
+        folder: of the files; None for no heartbeat at all.
+    """
+
+    def __init__(self, folder: Path | None, *, rank: int, ranks: int, stuck_seconds: float) -> None:
+        self._folder = folder
+        self._ranks = ranks
+        self._stuck_seconds = stuck_seconds
+        self._line: dict[str, Any] = {
+            "rank": rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "step": 0,
+            "began": 0,
+            "phase": "start",
+            "saving": "",
+            "at": time.time(),
+        }
+        self._file = -1
+        self._main = threading.get_ident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="sparta-heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = _path(self._folder, self._line["rank"])
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._write()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            self._done.set()
+            self._thread.join()
+            os.close(self._file)
+            self._file = -1
+
+    def begin(self, step: int) -> None:
+        """Training goes on from here."""
+        self._line["began"] = step
+        self.beat("step", step)
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """Something was achieved; `step` is the last one finished."""
+        self._line.update(phase=phase, at=time.time())
+        if step is not None:
+            self._line["step"] = step
+        self._write()
+
+    def saving(self, phase: str) -> None:
+        """A phase of a save has begun, in whichever thread; empty when it has ended."""
+        self._line["saving"] = phase
+        self._write()
+
+    def _write(self) -> None:
+        if self._file >= 0:
+            os.pwrite(self._file, (json.dumps(self._line) + "\n").encode().rjust(LINE_BYTES), 0)
+
+    def _watch(self) -> None:
+        last, since = self._line["at"], time.monotonic()
+        while not self._done.wait(min(TOUCH_SECONDS, self._stuck_seconds / 4)):
+            place, waits = whereabouts(sys._current_frames().get(self._main))
+            self._line.update(place=place[-200:], waits=waits)
+            self._write()
+            if self._line["at"] != last:
+                last, since = self._line["at"], time.monotonic()
+            if time.monotonic() - since > self._stuck_seconds:
+                print(f"error: {self._verdict()}", file=sys.stderr, flush=True)
+                os._exit(STUCK_CODE)
+
+    def _verdict(self) -> str:
+        assert self._folder is not None
+        beats = read_beats(self._folder, self._ranks)
+        silent_seconds = min(SILENT_SECONDS, self._stuck_seconds / 2)
+        alive = {rank for rank, line in beats.items() if time.time() - line["touched"] < silent_seconds}
+        culprit = blame(beats, self._ranks, alive)
+        line = beats.get(culprit, {})
+        who = f"rank {culprit}" + (f" on {line['host']}" if line else "")
+        after = f" after step {line['step']}" if line else ""
+        how = f"it is at {line.get('place')}" if culprit in alive else "its process does not run"
+        return (
+            f"{who} has made no progress for {self._stuck_seconds:g} s{after} ({how}); "
+            "if a step may take so long, raise tolerate.stuck_seconds"
+        )
+
+
+def read_beats(folder: Path, ranks: int) -> dict[int, dict[str, Any]]:
+    """The last line of every rank that has one, with `touched`, when its process last showed life."""
+    found = {}
+    for rank in range(ranks):
+        with suppress(OSError, ValueError):
+            path = _path(folder, rank)
+            line = json.loads(path.read_text())
+            found[rank] = {**line, "touched": path.stat().st_mtime}
+    return found
+
+
+def blame(beats: Mapping[int, Mapping[str, Any]], ranks: int, alive: Collection[int]) -> int:
+    """Whom the others wait for: who shows no life, else who does not wait himself, else who is behind."""
+
+    def order(rank: int) -> tuple[bool, bool, int, int]:
+        line = beats.get(rank, {})
+        return (rank in alive, bool(line.get("waits")), line.get("step", 0), rank)
+
+    return min(range(ranks), key=order)
+
+
+def whereabouts(frame: FrameType | None) -> tuple[str, bool]:
+    """(file:line in function, of the innermost frame, whether that waits for another rank)."""
+    if frame is None:
+        return "no Python code", False
+    stack = traceback.extract_stack(frame)[-4:]
+    inner = stack[-1]
+    waits = any(part in entry.filename for entry in stack for part in _WAITING)
+    return f"{inner.filename}:{inner.lineno} in {inner.name}", waits
+
+
+def _path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.beat"

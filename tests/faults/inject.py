@@ -1,0 +1,69 @@
+"""Faults: each prepares one rank to go wrong at a place of its own choosing."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparta.service.checkpoint import manifest as disk
+from sparta.service.checkpoint.store import Checkpoints
+from sparta.service.heartbeat import Heartbeat
+
+PHASES = ("copy", "data", "metadata", "manifest", "commit", "retain")
+"""Of a save, in their order; all ranks copy and write data, the first does the rest."""
+
+
+def at_phase(rank: int, victim: int, phase: str, save: int, watched: int) -> None:
+    """Kill rank `victim` when rank `watched` begins a phase of its so-manieth save.
+
+    Only the first rank has the later phases; a victim beside it is told through a file.
+    """
+    seen = [0]
+    plain = Heartbeat.saving
+
+    def saving(self: Heartbeat, name: str) -> None:
+        plain(self, name)
+        if name == phase and rank == watched:
+            seen[0] += 1
+            if seen[0] == save:
+                _kill(self, victim)
+
+    Heartbeat.saving = saving  # type: ignore[method-assign]
+
+
+def at_step(rank: int, victim: int, step: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to rank `victim` when it has finished a step; SIGSTOP makes it stuck."""
+    plain = Heartbeat.beat
+
+    def beat(self: Heartbeat, phase: str, at: int | None = None) -> None:
+        plain(self, phase, at)
+        if rank == victim and phase == "step" and at == step:
+            os.kill(os.getpid(), number)
+
+    Heartbeat.beat = beat  # type: ignore[method-assign]
+
+
+def commit_first(rank: int, then: Callable[..., None] | None = None, *arguments: object) -> None:
+    """The mistake that all this is about: a folder is called complete before its files are written."""
+    plain = Checkpoints._fresh
+
+    def fresh(self: Checkpoints, step: int) -> str:
+        name = plain(self, step)
+        disk.commit(self.storage, name, "")
+        return name
+
+    Checkpoints._fresh = fresh  # type: ignore[method-assign]
+    if then is not None:
+        then(rank, *arguments)
+
+
+def _kill(heartbeat: Heartbeat, victim: int) -> None:
+    """End a rank of this machine, whose process its heartbeat names."""
+    from sparta.service.heartbeat import read_beats
+
+    assert heartbeat._folder is not None
+    while victim not in (beats := read_beats(Path(heartbeat._folder), heartbeat._ranks)):
+        time.sleep(0.001)
+    os.kill(beats[victim]["pid"], signal.SIGKILL)
+    time.sleep(0.05)  # no further in this phase than the other got

@@ -1,0 +1,6 @@
+"""What the server imports once, so that the ranks it forks have it."""
+
+import torchrec  # noqa: F401
+
+import sparta.service.train  # noqa: F401
+import sparta.service.world  # noqa: F401

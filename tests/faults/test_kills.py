@@ -1,0 +1,52 @@
+"""Rank 0 or 1 is killed with SIGKILL in every phase of a save; the run goes on as if nothing had happened."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import harness, inject
+from tests.faults.ranks import start
+
+
+@pytest.fixture(scope="module")
+def job(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return harness.write_job(tmp_path_factory.mktemp("faults"), data)
+
+
+@pytest.fixture(scope="module")
+def unkilled(job: Path) -> Path:
+    """The run that nothing happened to."""
+    run = job.parent / "unkilled"
+    assert start(job, run, 2).wait() == [0, 0]
+    return run
+
+
+@pytest.mark.parametrize("victim", (0, 1))
+@pytest.mark.parametrize("phase", inject.PHASES)
+def test_a_kill_in_any_phase_of_a_save_changes_nothing(
+    job: Path, unkilled: Path, tmp_path: Path, phase: str, victim: int
+) -> None:
+    run = tmp_path / "run"
+    # The third save: checkpoints to fall back to are there, and one that is to be dropped.
+    attempt = start(job, run, 2, inject.at_phase, victim, phase, 3, 0)
+    codes = attempt.wait()
+    assert codes[victim] == -9
+    assert codes[1 - victim] != 0, "the other rank went on alone"
+    assert harness.losses(run) == []
+    assert start(job, run, 2).wait() == [0, 0]
+    assert harness.digests(run) == harness.digests(unkilled)
+
+
+def test_a_kill_between_two_saves_changes_nothing(job: Path, unkilled: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (2, 5, 8, 13):  # before the first save, between saves, in the step of an evaluation
+        assert start(job, run, 2, inject.at_step, 1, step).wait()[1] == -9
+        assert harness.losses(run) == []
+    assert start(job, run, 2).wait() == [0, 0]
+    assert harness.digests(run) == harness.digests(unkilled)
+
+
+def test_a_commit_that_comes_first_is_reported_as_a_loss(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(job, run, 2, inject.commit_first, inject.at_phase, 0, "data", 3, 0).wait()
+    assert any("is committed but" in told for told in harness.losses(run))
