@@ -48,10 +48,15 @@ class Partitions:
         settle_seconds: how long an unreadable file must stay as it is to be called bad.
 
     Raises:
+        ConfigError: `scratch` is in `watched`, so that what is made would be watched too.
         DataError: the dataset is missing or damaged.
     """
 
     def __init__(self, watched: Path, dataset: Path, scratch: Path, *, settle_seconds: float = 5.0) -> None:
+        if scratch.resolve().is_relative_to(watched.resolve()):
+            raise ConfigError(
+                f"{watched}: holds the folder of the encoded partitions, {scratch}; watch a folder of raw files only"
+            )
         self._watched, self._dataset, self._scratch = watched, dataset, scratch
         self._settle_seconds = settle_seconds
         self._schema = load_schema(dataset)
@@ -61,7 +66,7 @@ class Partitions:
         """The first partition that is complete and not among `done`; None while there is none.
 
         Raises:
-            PartitionError: the first that is not done is bad.
+            PartitionError: one is bad, and none before it is complete.
             ConfigError: the watched folder is not there or cannot be read.
         """
         known = frozenset(done)

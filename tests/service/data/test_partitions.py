@@ -118,6 +118,11 @@ def test_unreadable_file_is_bad_once_nothing_happens_to_it_for_long_enough(
     assert partitions.next(()) == "a.parquet"
 
 
+def test_folder_that_holds_its_own_scratch_is_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds the folder of the encoded partitions"):
+        Partitions(tmp_path, home / "data", tmp_path / "run" / "scratch")
+
+
 def test_folder_that_is_not_there_is_named(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gone: no such folder"):
         Partitions(tmp_path / "gone", home / "data", tmp_path / "scratch").next(())
