@@ -51,6 +51,9 @@ class Schema(Record):
     """Rows of each split that is there: train, valid, test."""
     fingerprint: str = ""
     """Hash of the vocabularies and statistics: of what an id or a number of this dataset means."""
+    ancestors: tuple[str, ...] = ()
+    """Fingerprints of the datasets this one extends, oldest first: their ids are the first of its ids, mean the
+    same, and so do their numbers."""
     attainable: Mapping[str, Mapping[str, float]] = {}
     """Best metrics any model can reach on the test split, per label; known for synthetic data only."""
 

@@ -37,6 +37,12 @@ def parser() -> Parser:
     prepare = verbs.add_parser("prepare", help="raw files to a dataset folder")
     prepare.add_argument("spec", help="SPEC.yaml, or the name of a built-in spec: criteo, generic")
     prepare.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    prepare.add_argument(
+        "--extend",
+        type=Path,
+        metavar="DATASET",
+        help="keep this dataset's ids and statistics; new values get the ids behind",
+    )
     prepare.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     _set(prepare)
 
@@ -127,7 +133,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     from sparta.service.data.prepare import prepare
     from sparta.service.data.spec import load_spec
 
-    schema = prepare(load_spec(arguments.spec, arguments.set), arguments.out, overwrite=arguments.overwrite)
+    spec = load_spec(arguments.spec, arguments.set)
+    schema = prepare(spec, arguments.out, extend=arguments.extend, overwrite=arguments.overwrite)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.splits.items())
     tables = sum(feature.rows for feature in schema.sparse)
     print(

@@ -234,13 +234,7 @@ class Encoder:
         Raises:
             DataError: transform.json or a vocabulary is missing or damaged.
         """
-        path = dataset / "transform.json"
-        try:
-            raw = json.loads(path.read_text())
-            spec = Spec.model_validate(raw["spec"])
-            moments = {name: (float(mean), float(std)) for name, (mean, std) in raw["moments"].items()}
-        except (OSError, KeyError, TypeError, ValueError, ValidationError) as error:
-            raise DataError(f"{path}: not readable; run `sparta prepare` again") from error
+        spec, moments = load_transform(dataset)
         ids_of: dict[str, Callable[[pa.Array], Ids]] = {}
         rows = {}
         for name, column in spec.categories.items():
@@ -294,6 +288,21 @@ class Encoder:
             1.0 if labels_optional else None,
             lambda row, value: f"{place(row, name)}: weight is {value}; weights are numbers from 0 on",
         )
+
+
+def load_transform(dataset: Path) -> tuple[Spec, dict[str, tuple[float, float]]]:
+    """A dataset's spec, and mean and deviation of its standardised columns.
+
+    Raises:
+        DataError: transform.json is missing or damaged.
+    """
+    path = dataset / "transform.json"
+    try:
+        raw = json.loads(path.read_text())
+        moments = {name: (float(mean), float(std)) for name, (mean, std) in raw["moments"].items()}
+        return Spec.model_validate(raw["spec"]), moments
+    except (OSError, KeyError, TypeError, ValueError, ValidationError) as error:
+        raise DataError(f"{path}: not readable; run `sparta prepare` again") from error
 
 
 def _checked(

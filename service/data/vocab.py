@@ -1,9 +1,10 @@
 """Vocabularies: from the texts of a column to the ids of its table, and back.
 
 Id 0 is missing or unseen; id i is the i-th most frequent training value, ties in text order, so the order
-does not depend on how the rows were cut into files and batches. A hashed feature has no vocabulary: its ids
-are 1 + hash mod buckets. Look-ups compare two independent 64-bit hashes instead of the texts: of a billion
-values, one in 10^20 is mistaken for another.
+does not depend on how the rows were cut into files and batches. A dataset that extends another has the other's
+values first, and behind them its new ones in that order. A hashed feature has no vocabulary: its ids are
+1 + hash mod buckets. Look-ups compare two independent 64-bit hashes instead of the texts: of a billion values,
+one in 10^20 is mistaken for another.
 """
 
 import json
@@ -95,14 +96,26 @@ class Counter:
         self._merged = grouped.rename_columns({"count_sum": "count"}).select(["value", "count"])
         self._pending, self._waiting = [], 0
 
-    def ranked(self, min_count: int, max_values: int | None) -> pa.Table:
-        """`value`, `count` of the values kept, most frequent first, ties in text order."""
+    def ranked(self, min_count: int, max_values: int | None, first: pa.Array | None = None) -> pa.Table:
+        """`value`, `count` of the values kept: all of `first` as they stand, then the most frequent others.
+
+        The others occur at least `min_count` times, ties are in text order, and they fill up to `max_values`.
+        """
         self._merge()
-        table = self._merged
+        table, kept = self._merged, None
+        if first is not None:
+            # As rows will be encoded: a value that the look-up takes for one of `first` is that one.
+            ids = Lookup(first)(table["value"].combine_chunks())
+            counts = np.zeros(1 + len(first), np.int64)
+            counts[ids] = table["count"].to_numpy()
+            kept = pa.table({"value": first.cast(TEXT), "count": counts[1:]})
+            table = table.filter(pa.array(ids == 0))
+            max_values = None if max_values is None else max(0, max_values - len(first))
         if min_count > 1:
             table = table.filter(pc.greater_equal(table["count"], min_count))
         order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("value", "ascending")])
-        return table.take(order[:max_values] if max_values is not None else order).combine_chunks()
+        others = table.take(order[:max_values] if max_values is not None else order)
+        return (others if kept is None else pa.concat_tables([kept, others])).combine_chunks()
 
 
 class Lookup:

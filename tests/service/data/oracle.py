@@ -58,15 +58,19 @@ def values(row: Row, name: str, spec: Spec) -> list[str | None]:
     return [part for part in parts if part is not None and part not in (*spec.missing, "")]
 
 
-def vocabulary(train: Sequence[Row], name: str, spec: Spec) -> dict[str, int]:
-    """Texts to ids."""
+def vocabulary(
+    train: Sequence[Row], name: str, spec: Spec, old: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Texts to ids, those of `old` kept."""
+    old = old or {}
     column = spec.categories[name]
     counts = Counter(part for row in train for part in values(row, name, spec) if part is not None)
     ranked = sorted(
-        (value for value in counts if counts[value] >= column.min_count), key=lambda v: (-counts[v], v)
+        (value for value in counts if counts[value] >= column.min_count and value not in old),
+        key=lambda v: (-counts[v], v),
     )
-    kept = ranked if column.max_rows is None else ranked[: column.max_rows - 1]
-    return {value: i for i, value in enumerate(kept, start=1)}
+    kept = ranked if column.max_rows is None else ranked[: max(0, column.max_rows - 1 - len(old))]
+    return dict(old) | {value: i for i, value in enumerate(kept, start=len(old) + 1)}
 
 
 def id_of(value: str | None, column: SparseColumn, ids: Mapping[str, int]) -> int:
@@ -98,14 +102,18 @@ def moments(train: Sequence[Row], name: str, column: DenseColumn) -> tuple[float
     return mean, variance**0.5 or 1.0
 
 
-def encode(rows: Sequence[Row], train: Sequence[Row], spec: Spec) -> dict[str, list[Any]]:
-    """The columns of a split."""
+def encode(
+    rows: Sequence[Row], train: Sequence[Row], spec: Spec, *newer: Sequence[Row]
+) -> dict[str, list[Any]]:
+    """The columns of a split, in a dataset of `train` that was extended with `newer` one after the other."""
     columns: dict[str, list[Any]] = {}
     for name in spec.numbers:
         mean, deviation = moments(train, name, spec.dense[name])
         columns[name] = [number(row[name], spec.dense[name], mean, deviation) for row in rows]
     for name, column in spec.categories.items():
-        ids = {} if column.hash else vocabulary(train, name, spec)
+        ids: dict[str, int] = {}
+        for more in (train, *newer) if not column.hash else ():
+            ids = vocabulary(more, name, spec, ids)
         lists = [[id_of(value, column, ids) for value in values(row, name, spec)] for row in rows]
         columns[name] = lists if column.lists else [one[0] for one in lists]
     for name in (*spec.labels, *([spec.weight] if spec.weight else [])):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import strategies as st
 
 from sparta.service.data.spec import Spec
 from tests.service.data import oracle
@@ -22,6 +23,36 @@ COLUMNS = {
     "tags": pa.string(),
     "list": pa.list_(pa.int64()),
 }
+
+a_number = st.one_of(st.none(), st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 1.0, 5.0]))
+a_row = st.fixed_dictionaries(
+    {
+        "y": st.integers(0, 1),
+        "z": st.booleans(),
+        "w": st.sampled_from([0.0, 0.5, 2.0]),
+        "x": a_number,
+        "n": st.one_of(a_number, st.just(float("inf"))),
+        "word": st.one_of(st.none(), st.sampled_from(["", "NA", "a", "b", "c", "dé", " a"])),
+        "code": st.one_of(st.none(), st.integers(-3, 3)),
+        "real": st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0, 0.5])),
+        "tags": st.one_of(st.none(), st.text("ab, ", max_size=5)),
+        "list": st.one_of(st.none(), st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=3)),
+    }
+)
+options = st.one_of(
+    st.fixed_dictionaries(
+        {"min_count": st.integers(1, 3), "max_rows": st.one_of(st.none(), st.integers(2, 4))}
+    ),
+    st.fixed_dictionaries({"hash": st.integers(1, 5)}),
+)
+a_fill = st.one_of(st.none(), st.sampled_from([-2.0, 3.0]))
+a_dense = st.fixed_dictionaries(
+    {
+        "transform": st.sampled_from(["none", "log1p", "standardise", "log1p_standardise", "bucketise"]),
+        "fill": a_fill,
+        "nan": st.just("missing"),
+    }
+)
 
 
 def write(path: Path, rows: Sequence[oracle.Row]) -> str:

@@ -15,48 +15,17 @@ from hypothesis import strategies as st
 
 from sparta.models.errors import DataError
 from sparta.models.schema import load_schema
-from sparta.service.data import prepare as module
-from sparta.service.data import raw, vocab
+from sparta.service.data import parts, raw, vocab
 from sparta.service.data.encode import Encoder
 from sparta.service.data.loader import Loader
 from sparta.service.data.prepare import encode_file, prepare
 from sparta.service.data.spec import Spec, load_spec
 from sparta.service.data.vocab import load_vocabulary
 from tests.service.data import oracle
-from tests.service.data.raws import a_raw_row, read, small, spec_of, write
+from tests.service.data.raws import a_dense, a_raw_row, a_row, options, read, small, spec_of, write
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 JOBS = Path(__file__).parents[3] / "launcher" / "jobs"
-
-a_number = st.one_of(st.none(), st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 1.0, 5.0]))
-a_row = st.fixed_dictionaries(
-    {
-        "y": st.integers(0, 1),
-        "z": st.booleans(),
-        "w": st.sampled_from([0.0, 0.5, 2.0]),
-        "x": a_number,
-        "n": st.one_of(a_number, st.just(float("inf"))),
-        "word": st.one_of(st.none(), st.sampled_from(["", "NA", "a", "b", "c", "dé", " a"])),
-        "code": st.one_of(st.none(), st.integers(-3, 3)),
-        "real": st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0, 0.5])),
-        "tags": st.one_of(st.none(), st.text("ab, ", max_size=5)),
-        "list": st.one_of(st.none(), st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=3)),
-    }
-)
-options = st.one_of(
-    st.fixed_dictionaries(
-        {"min_count": st.integers(1, 3), "max_rows": st.one_of(st.none(), st.integers(2, 4))}
-    ),
-    st.fixed_dictionaries({"hash": st.integers(1, 5)}),
-)
-a_fill = st.one_of(st.none(), st.sampled_from([-2.0, 3.0]))
-a_dense = st.fixed_dictionaries(
-    {
-        "transform": st.sampled_from(["none", "log1p", "standardise", "log1p_standardise", "bucketise"]),
-        "fill": a_fill,
-        "nan": st.just("missing"),
-    }
-)
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,8 +48,8 @@ def test_dataset_is_the_oracles_however_the_rows_are_cut(
     spec = spec_of(files, sparse=sparse, dense=dense)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw, "BATCH_ROWS", data.draw(st.integers(1, 5), "batch"))
-        patch.setattr(module, "GROUP_ROWS", 4)
-        patch.setattr(module, "PART_GROUPS", 2)
+        patch.setattr(parts, "GROUP_ROWS", 4)
+        patch.setattr(parts, "PART_GROUPS", 2)
         patch.setattr(vocab, "_PENDING", 3)
         schema = prepare(spec, folder / "out", progress=False)
     assert schema == load_schema(folder / "out")
@@ -176,7 +145,7 @@ def test_time_fraction_puts_the_newest_rows_into_test(tmp_path: Path) -> None:
 def test_memory_follows_the_vocabulary_not_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     for name in ("BATCH_ROWS", "GROUP_ROWS"):
-        monkeypatch.setattr(raw if name == "BATCH_ROWS" else module, name, 5000)
+        monkeypatch.setattr(raw if name == "BATCH_ROWS" else parts, name, 5000)
     peaks = []
     encode = Encoder.encode
 

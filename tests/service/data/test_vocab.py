@@ -47,19 +47,26 @@ def test_large_lookup_finds_every_value_and_nothing_else() -> None:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.lists(st.sampled_from("abcdefgh")), max_size=6), st.integers(1, 4), st.integers(1, 6))
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh")), max_size=6),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.one_of(st.none(), st.lists(st.sampled_from("cdefghij"), unique=True)),
+)
 def test_counter_ranks_as_a_python_counter_however_the_values_come(
-    parts: list[list[str]], min_count: int, most: int
+    parts: list[list[str]], min_count: int, most: int, first: list[str] | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocab, "_PENDING", 2)
         counter = Counter()
         for part in parts:
             counter.add(pa.array(part, pa.string()), np.ones(len(part), np.int64))
-        table = counter.ranked(min_count, most)
+        table = counter.ranked(min_count, most, None if first is None else pa.array(first, TEXT))
     expected = PythonCounter(value for part in parts for value in part)
+    old = first or []
     ranked = sorted(expected.items(), key=lambda item: (-item[1], item[0]))
-    kept = [item for item in ranked if item[1] >= min_count][:most]
+    others = [item for item in ranked if item[1] >= min_count and item[0] not in old]
+    kept = [(value, expected[value]) for value in old] + others[: max(0, most - len(old))]
     assert list(zip(table["value"].to_pylist(), table["count"].to_pylist(), strict=True)) == kept
 
 
