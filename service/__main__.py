@@ -64,6 +64,14 @@ def parser() -> Parser:
         "--resume", action="store_true", help="go on from the newest checkpoint of the run directory, if any"
     )
 
+    train.add_argument(
+        "--from",
+        dest="source",
+        metavar="RUN",
+        help="begin with what a run, one of its checkpoints or an export has learned",
+    )
+    train.add_argument("--weights-only", action="store_true", help="of --from: not the optimizers' state")
+
     evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
     evaluate.add_argument("run", type=Path, help="run directory")
     evaluate.add_argument("--split", default="test")
@@ -191,7 +199,16 @@ def train(arguments: argparse.Namespace) -> None:
         # torchrun starts all ranks again when one died, with the arguments of the first time.
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         run = RunDirectory(arguments.run_dir or Path("runs") / job.name)
-        train(job, run, here, resume=arguments.resume or restarted)
+        if arguments.weights_only and not arguments.source:
+            raise ConfigError("--weights-only says what to take of --from RUN, which is missing")
+        train(
+            job,
+            run,
+            here,
+            resume=arguments.resume or restarted,
+            source=arguments.source,
+            weights_only=arguments.weights_only,
+        )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,9 @@ from sparta.optim.schedule import EarlyStop, Plateau, Schedule
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.config import Job, TableSettings
 from sparta.service.data.loader import Loader
+from sparta.service.data.partitions import Partitions
 from sparta.service.data.vocab import load_vocabulary
+from sparta.service.feed import Arrivals, Epochs, Feed
 from sparta.service.heartbeat import FOLDER as BEATS
 from sparta.service.heartbeat import Heartbeat
 from sparta.service.run import RunDirectory
@@ -246,10 +248,10 @@ def heartbeat(job: Job, run: RunDirectory, world: World) -> Heartbeat:
     )
 
 
-def train_loader(job: Job, of: Schema, world: World) -> Loader:
-    """Shuffled batches of the train split."""
+def train_loader(job: Job, of: Schema, world: World, folder: Path | None = None) -> Loader:
+    """Shuffled batches of the train split, or of that of another `folder`."""
     return Loader(
-        Path(job.data.path),
+        folder or Path(job.data.path),
         of,
         "train",
         batch_size=job.data.batch_size,
@@ -259,6 +261,22 @@ def train_loader(job: Job, of: Schema, world: World) -> Loader:
         seed=job.train.seed,
         prefetch=job.data.prefetch,
         pin=world.device.type == "cuda",
+    )
+
+
+def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
+    """The epochs of the dataset, or the partitions of the watched folder."""
+    watch = job.data.watch
+    if watch is None:
+        loader = train_loader(job, of, world)
+        return Epochs(loader, total_steps(job, loader.steps))
+    return Arrivals(
+        Partitions(Path(watch.folder), Path(job.data.path), run.partitions),
+        lambda folder: train_loader(job, load_schema(folder), world, folder),
+        world,
+        poll_seconds=watch.poll_seconds,
+        idle_seconds=watch.idle_seconds,
+        max_steps=job.train.max_steps,
     )
 
 
@@ -284,11 +302,11 @@ def total_steps(job: Job, steps_per_epoch: int) -> int:
     return steps if job.train.max_steps is None else min(steps, job.train.max_steps)
 
 
-def schedule(job: Job, total_steps: int) -> Schedule:
+def schedule(job: Job, total_steps: int | None) -> Schedule:
     """The factor on the learning rates as a function of the step."""
     settings = job.optim.schedule
     return Schedule(
-        warmup=settings.warmup, decay=settings.decay, total_steps=total_steps, floor=settings.floor
+        warmup=settings.warmup, decay=settings.decay, total_steps=total_steps or 0, floor=settings.floor
     )
 
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
+from sparta.service.data_settings import DataSettings
 from sparta.service.run_settings import CheckpointSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, Yaml, edit, explain
 
@@ -51,43 +52,6 @@ READS = {
 }
 """Which of them each reads."""
 TWO_PASS = tuple(READS)
-
-
-class DownSampling(Settings):
-    """Negatives that were dropped when the data was made; the scores are corrected for them."""
-
-    kept: float = Field(gt=0, le=1)
-    """Share of the negatives that was kept."""
-    splits: tuple[Literal["train", "valid", "test"], ...] = ("train",)
-    """Splits that were down-sampled; metrics of these are left as they are."""
-
-    @model_validator(mode="after")
-    def _train_was_sampled(self) -> "DownSampling":
-        if "train" not in self.splits:
-            raise ValueError(
-                "splits must name train: only a model trained on fewer negatives is to be corrected"
-            )
-        return self
-
-
-class DataSettings(Settings):
-    path: str
-    """Dataset folder made by `sparta prepare`; ${NAME} is taken from the environment."""
-    batch_size: PositiveInt = 4096
-    """Samples of a global batch, over all ranks."""
-    streams: PositiveInt = 16
-    """Independent readers whose rows are mixed in every batch; divides batch_size."""
-    prefetch: PositiveInt = 4
-    """Batches read ahead in the background."""
-    negatives: DownSampling | None = None
-
-    @model_validator(mode="after")
-    def _streams_divide(self) -> "DataSettings":
-        if self.batch_size % self.streams:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide by streams {self.streams}; change one of them"
-            )
-        return self
 
 
 class ModelSettings(Settings):
@@ -263,6 +227,11 @@ class Job(Settings):
             raise ValueError(
                 f"optim.tables.ascend_fraction {every.ascend_fraction} of data.batch_size {self.data.batch_size} "
                 "is less than a sample; give a larger share"
+            )
+        if self.data.watch and (self.train.epochs > 1 or self.optim.schedule.decay != "constant"):
+            raise ValueError(
+                "data.watch: nobody knows how many steps there will be; leave train.epochs at 1 and "
+                "optim.schedule.decay constant"
             )
         used = {every.name, *(own.optimizer for own in self.tables.values() if own.optimizer)}
         heard = set().union(*(READS.get(name, set()) for name in used))

@@ -42,7 +42,7 @@ class Progress:
 
     def __init__(
         self,
-        total_steps: int,
+        total_steps: int | None,
         *,
         rank: int = 0,
         start: int = 0,
@@ -89,12 +89,12 @@ class Progress:
         if self._out is None:
             return
         parts = [
-            f"{step:,}/{self.total_steps:,}",
+            f"{step:,}/{self.total_steps:,}" if self.total_steps else f"{step:,}",
             f"epoch {epoch}",
             f"loss {loss:.4f}",
             f"{_short(examples_per_second)} ex/s",
             *([self._validation] if self._validation else []),
-            f"ETA {self._eta(step)}",
+            *([f"ETA {self._eta(step)}"] if self.total_steps else []),
         ]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status="  ".join(parts))
@@ -119,7 +119,8 @@ class Progress:
         done = step - self._start
         if done <= 0:
             return "-:--"
-        seconds = round((self._clock() - self._began) / done * max(self.total_steps - step, 0))
+        left = max((self.total_steps or 0) - step, 0)
+        seconds = round((self._clock() - self._began) / done * left)
         hours, rest = divmod(seconds, 3600)
         minutes, seconds = divmod(rest, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

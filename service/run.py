@@ -31,6 +31,8 @@ class RunDirectory:
         self.result = path / "result.json"
         self.curves = path / "curves.png"
         self.checkpoints = path / "checkpoints"
+        self.partitions = path / "partitions"
+        """Partitions of a watched folder, encoded."""
 
     def check_free(self) -> None:
         """Refuse a directory that holds another run or cannot be written; makes nothing.

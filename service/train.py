@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.check import check_forward
+from sparta.service.checkpoint.export import is_export, load_export
 from sparta.service.checkpoint.log import Log
 from sparta.service.config import Job
 from sparta.service.curves import draw
@@ -19,11 +20,20 @@ from sparta.service.scoring import evaluate
 from sparta.service.step import nothing
 from sparta.service.stop import Stop, Stopped, mark, unmark
 from sparta.service.trainer import Outcome, Trainer
+from sparta.service.warm import start_from
 from sparta.service.world import World
 from sparta.sharding.shard import Sharded
 
 
-def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) -> dict[str, Any] | None:
+def train(
+    job: Job,
+    run: RunDirectory,
+    world: World,
+    *,
+    resume: bool = False,
+    source: str | None = None,
+    weights_only: bool = False,
+) -> dict[str, Any] | None:
     """Run the job in `run`; the content of result.json, on all ranks.
 
     Everything that can be refused is refused before the directory is claimed. None when it was told to stop: then
@@ -31,6 +41,8 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
 
     Args:
         resume: go on from the newest checkpoint in `run`, if there is one.
+        source: a run, checkpoint or export whose weights and learning state a new run begins with.
+        weights_only: of `source`, the weights only.
     """
     resumes = world.once(lambda: resume and run.job.exists())
     if not resumes:
@@ -41,7 +53,7 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
         world.once(lambda: check_resumable(run, job, schema))
     model = build.model(job, schema)
     plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
-    loader = build.train_loader(job, schema, world)
+    feed = build.feed(job, schema, run, world)
     for split in set(schema.splits) - {"train"}:  # damage there must not come to light after the training
         build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
@@ -49,11 +61,10 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
     world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
     if world.first:
         plan.save(run.plan)
-    total_steps = build.total_steps(job, loader.steps)
     with (
         Stop().listening() as stop,
         build.heartbeat(job, run, world) as heartbeat,
-        Progress(total_steps, rank=world.rank) as progress,
+        Progress(feed.total_steps, rank=world.rank) as progress,
     ):
 
         def scores_of(split: str) -> Scores:
@@ -73,9 +84,9 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
         trainer = Trainer(
             sharded=sharded,
             step=step,
-            loader=loader,
+            feed=feed,
             evaluate=(lambda: scores_of("valid")) if "valid" in schema.splits else None,
-            schedule=build.schedule(job, total_steps),
+            schedule=build.schedule(job, feed.total_steps),
             plateau=build.plateau(job),
             watch=build.watch(job),
             stop_early=job.train.early_stop is not None,
@@ -83,7 +94,6 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
             history=History(run.history, until=start) if world.first else None,
             progress=progress,
             world=world,
-            total_steps=total_steps,
             log_every=job.train.log_every,
             evaluate_every=job.train.evaluate_every,
             save_every=job.checkpoint.every,
@@ -91,6 +101,8 @@ def train(job: Job, run: RunDirectory, world: World, *, resume: bool = False) ->
             beat=heartbeat.beat,
             bad_steps=job.tolerate.bad_steps,
         )
+        if source and not found:
+            start_from(source, schema, sharded, step, world, weights_only=weights_only)
         if found:
             restore(*found, checkpoints, sharded, step, trainer, world)
         if world.first:
@@ -180,9 +192,12 @@ def trained(
         ranks=world.ranks,
         local_ranks=world.local_ranks,
         device=world.device.type,
-        forced=run.plan if same else None,
+        forced=run.plan if same and not is_export(run.path) else None,
     )
     sharded = build.sharded(scoring, model, plan, world)
+    if is_export(run.path):
+        load_export(run.path, sharded.state_dict())
+        return schema, sharded
     checkpoints = build.checkpoints(job, run)
     name = world.once(lambda: checkpoints.find(which or tested_weights(job)))
     checkpoints.load(sharded.state_dict(), name, weights_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparta.models.batch import Batch
 from sparta.models.errors import DataError
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
-from sparta.service.data.loader import Loader
+from sparta.service.feed import Feed
 from sparta.service.history import History
 from sparta.service.prefetch import Prefetcher
 from sparta.service.progress import Progress
@@ -52,7 +52,7 @@ class Trainer:
         step: trains on one batch.
         evaluate: metrics of the valid split, the same on all ranks; None when there is no such split.
         save: writes a checkpoint of everything, given this trainer's own state.
-        total_steps: where to stop, at most.
+        feed: gives the batches.
         evaluate_every: steps between evaluations; None for once an epoch.
         watch: decides which evaluation is the best and when to stop.
         stop_early: whether `watch` may end the run.
@@ -66,7 +66,7 @@ class Trainer:
         *,
         sharded: Sharded,
         step: Step,
-        loader: Loader,
+        feed: Feed,
         evaluate: Callable[[], Scores] | None,
         schedule: Schedule,
         plateau: Plateau | None,
@@ -76,7 +76,6 @@ class Trainer:
         history: History | None,
         progress: Progress,
         world: World,
-        total_steps: int,
         log_every: int,
         evaluate_every: int | None,
         save_every: int,
@@ -86,7 +85,7 @@ class Trainer:
     ) -> None:
         self._sharded = sharded
         self._step = step
-        self._loader = loader
+        self._feed = feed
         self._evaluate = evaluate
         self._schedule = schedule
         self._plateau = plateau
@@ -96,9 +95,8 @@ class Trainer:
         self._history = history
         self._progress = progress
         self._world = world
-        self._total_steps = total_steps
         self._log_every = log_every
-        self._evaluate_every = evaluate_every or loader.steps
+        self._evaluate_every = evaluate_every
         self._save_every = save_every
         self._stop = stop
         self._beat = beat
@@ -119,13 +117,16 @@ class Trainer:
         if not self._settled:
             self._settle()
         self._meter.restart()
-        batches = Prefetcher(self._batches(), self._world.device, self._sharded.row_collections)
-        for batch in batches:
-            self._train(batch, batches.ahead)
-            self._settle()
+        for stretch in () if self._stopped else self._feed.stretches(self.steps, self._idle):
+            batches = Prefetcher(stretch, self._world.device, self._sharded.row_collections)
+            for batch in batches:
+                self._train(batch, batches.ahead)
+                self._settle()
+                if self._stopped:
+                    break
+                self._stop.or_raise()
             if self._stopped:
                 break
-            self._stop.or_raise()
         return Outcome(
             self.steps,
             self._meter.examples,
@@ -146,6 +147,7 @@ class Trainer:
             "watch": self._watch.state(),
             "plateau": self._plateau.state() if self._plateau else None,
             "meter": self._meter.state_dict(),
+            "feed": self._feed.state_dict(self.steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -158,17 +160,7 @@ class Trainer:
         if self._plateau and state["plateau"]:
             self._plateau.load(state["plateau"])
         self._meter.load_state_dict(state["meter"], self._world)
-
-    def _batches(self) -> Iterator[Batch]:
-        """The batches of all epochs that are left, up to the last step."""
-        at = self._total_steps if self._stopped else self.steps  # runs ahead of `steps`
-        while at < self._total_steps:
-            epoch, start = divmod(at, self._loader.steps)
-            for batch in self._loader.epoch(epoch, start):
-                yield batch
-                at = batch.slots.step
-                if at == self._total_steps:
-                    return
+        self._feed.load_state_dict(state["feed"])
 
     def _train(self, batch: Batch, meanwhile: Callable[[], None]) -> None:
         step = batch.slots.step
@@ -188,41 +180,43 @@ class Trainer:
             )
         self._progress.note(f"{told} ({self._refused} of {self._bad_steps} tolerated)")
 
+    def _idle(self) -> None:
+        """There is nothing to train on for now."""
+        self._beat("idle", self.steps)
+        self._stop.or_raise()
+
     def _settle(self) -> None:
         """Do what is due after a step: log, evaluate, save."""
         step, best = self.steps, self._watch.best_step
         self._beat("step", step)
-        evaluates = step % self._evaluate_every == 0 or step == self._total_steps
+        ends, every = self._feed.ends(step), self._evaluate_every
+        evaluates = ends or (step % every == 0 if every else self._feed.rests(step))
         if (evaluates or step % self._log_every == 0) and self._meter.unread:
             self._log(step)
         if evaluates and self._evaluate:
             with self._meter.paused():
                 self._stopped = self._validate(step, self._evaluate()) and self._stop_early
         self._settled = True
-        ends = self._stopped or step == self._total_steps
-        if ends or self._watch.best_step != best or step % self._save_every == 0:
+        if ends or self._stopped or self._watch.best_step != best or step % self._save_every == 0:
             with self._meter.paused():
                 self._save(self.state_dict())
 
     def _lr_factor(self, step: int) -> float:
         return self._schedule.scale(step) * (self._plateau.scale if self._plateau else 1.0)
 
-    def _epoch(self, step: int) -> int:
-        return (step - 1) // self._loader.steps
-
     def _log(self, step: int) -> None:
         """One line of history: the mean loss of the steps since the line before."""
         loss, rate = self._meter.read()
-        self._progress.update(step, epoch=self._epoch(step), loss=loss, examples_per_second=rate)
+        self._progress.update(step, epoch=self._feed.epoch(step), loss=loss, examples_per_second=rate)
         if self._history:
             self._history.step(
-                step, self._epoch(step), loss, self._meter.examples, examples_per_second=round(rate, 1)
+                step, self._feed.epoch(step), loss, self._meter.examples, examples_per_second=round(rate, 1)
             )
 
     def _validate(self, step: int, scores: Scores) -> bool:
         """Note an evaluation; whether patience is at its end."""
         if self._history:
-            self._history.evaluation(step, self._epoch(step), "valid", scores)
+            self._history.evaluation(step, self._feed.epoch(step), "valid", scores)
         self._progress.validated(scores)
         if self._plateau:
             self._plateau.observe(mean_metric(scores, self._plateau.metric))

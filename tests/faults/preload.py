@@ -2,5 +2,5 @@
 
 import torchrec  # noqa: F401
 
-import sparta.service.train  # noqa: F401
+import sparta.service.train
 import sparta.service.world  # noqa: F401

@@ -8,20 +8,7 @@ from tests.faults import harness, inject
 from tests.faults.ranks import start
 
 
-@pytest.fixture(scope="module")
-def job(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return harness.write_job(tmp_path_factory.mktemp("faults"), data)
-
-
-@pytest.fixture(scope="module")
-def unkilled(job: Path) -> Path:
-    """The run that nothing happened to."""
-    run = job.parent / "unkilled"
-    assert start(job, run, 2).wait() == [0, 0]
-    return run
-
-
-@pytest.mark.parametrize("victim", (0, 1))
+@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("phase", inject.PHASES)
 def test_a_kill_in_any_phase_of_a_save_changes_nothing(
     job: Path, unkilled: Path, tmp_path: Path, phase: str, victim: int
