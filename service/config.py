@@ -250,6 +250,13 @@ class TrainSettings(Settings):
     """Categorical feature whose values group the rows for GAUC, such as the user."""
 
 
+class TolerateSettings(Settings):
+    """What a run survives."""
+
+    restarts: NonNegativeInt = 3
+    """Times that all ranks are started again after one died, each time from the newest checkpoint."""
+
+
 class Job(Settings):
     """One training job."""
 
@@ -261,6 +268,7 @@ class Job(Settings):
     optim: OptimSettings = OptimSettings()
     sharding: ShardingSettings = ShardingSettings()
     train: TrainSettings = TrainSettings()
+    tolerate: TolerateSettings = TolerateSettings()
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "Job":
