@@ -7,6 +7,9 @@
     agent, rank    what runs inside the job, above and in front of the service: torchrun, one rank
     forward        rank 0's output, live on the user's terminal
     verdict        logs and exit codes of a failed job, as one line
+    attempts       whether the ranks of a failed job are started again
+    beats          how far each rank has come
+    stopped        a training that was told to stop, and how to go on with it
     tether         no process outlives the one that started it
     demo           the first look: synth, prepare, train
 

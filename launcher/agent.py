@@ -1,22 +1,22 @@
-"""torchrun, with its own talk in a log and the ranks' exit codes in a file.
+"""torchrun, with its own talk in a log, and what became of the ranks in a file.
 
 torchrun exits with 1 whatever happened and explains itself in a traceback of many lines. This stands in
-for `python -m torch.distributed.run`, takes the same arguments after the folder of the logs, and writes
-`failures.json`: {"<rank>": exit code, negative for a signal}.
+for `python -m torch.distributed.run`, takes the same arguments after the folder of the logs, and leaves
+there why the ranks failed. Unlike torchrun it restarts them only where that may help, and a second
+signal ends them at once.
 """
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from sparta.launcher.attempts import Attempts
 from sparta.launcher.rank import append_to
 from sparta.launcher.tether import PARENT, tether
-
-LOG = "torchrun.log"
-FAILURES = "failures.json"
+from sparta.launcher.verdict import LOG
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,15 +25,62 @@ def main(argv: Sequence[str]) -> None:
     tether(signal.SIGTERM)
     os.environ[PARENT] = str(os.getpid())
     append_to(logs / LOG, 1, 2)
+    attempts = Attempts(logs, _restarts(argv))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    _install(attempts)
     try:
         torchrun(list(argv[1:]))
     except ChildFailedError as error:
-        codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-        (logs / FAILURES).write_text(json.dumps(codes))
+        attempts.give_up(exit_codes(error.failures))
         raise
+
+
+def exit_codes(failures: Mapping[int, Any]) -> dict[int, int]:
+    """Exit codes of the ranks that failed, negative for signals, from torchrun's ProcessFailures."""
+    # Once a rank has failed, torchrun tells the others to stop and at last kills them. Its clock has whole seconds.
+    late = min((failure.timestamp for failure in failures.values()), default=0) + 1
+    return {
+        rank: -signal.SIGTERM if failure.timestamp > late else failure.exitcode
+        for rank, failure in failures.items()
+    }
+
+
+def _install(attempts: Attempts) -> None:
+    """Have torchrun ask `attempts` before it restarts the ranks."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import api
+
+    class Agent(LocalElasticAgent):
+        """Overrides methods that torch documents for subclasses of its agents."""
+
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            self._seen = super()._monitor_workers(worker_group)
+            return self._seen
+
+        def _restart_workers(self, worker_group: Any) -> None:
+            failures = self._seen.failures
+            if failures and not attempts.again(exit_codes(failures)):
+                raise ChildFailedError("ranks", failures)
+            super()._restart_workers(worker_group)
+
+        def _shutdown(self, *arguments: Any, **options: Any) -> None:
+            try:
+                super()._shutdown(*arguments, **options)
+            except SignalException:
+                super()._shutdown(signal.SIGKILL)
+                raise
+
+    # torchrun has no option for the class of its agent.
+    api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
+
+
+def _restarts(argv: Sequence[str]) -> int:
+    """How many restarts torchrun is allowed."""
+    return int(argv[argv.index("--max-restarts") + 1])
 
 
 if __name__ == "__main__":

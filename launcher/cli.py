@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from sparta.launcher.request import NEW_RUN, Request, peek, wants_help
-from sparta.launcher.run_directory import JOB, discard_unless_begun, given, logs_of, next_free
+from sparta.launcher.run_directory import JOB, RUNS, discard_unless_begun, given, logs_of, next_free
 from sparta.models.errors import ConfigError, SpartaError
 
 SERVICE = "sparta.service"
@@ -21,6 +22,7 @@ SINGLE = {
     "prepare": "turn raw CSV, TSV or Parquet files into a dataset folder",
     "check": "validate a job file and its dataset against each other",
     "plan": "show where each table would be placed, and the bytes it takes",
+    "checkpoint": "list, verify or export a run's checkpoints",
 }
 MULTI = {
     "train": "train a job on its ranks, into a run directory",
@@ -71,7 +73,7 @@ def _dispatch(verb: str, arguments: list[str], service: str) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())
+    verbs = "\n".join(f"  {verb:<12}{line}" for verb, line in VERBS.items())
     return (
         "usage: sparta VERB ...\n\n"
         "Train recommenders whose embedding tables do not fit one device.\n\n"
@@ -85,6 +87,14 @@ def _become(service: str, verb: str, arguments: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", service, verb, *arguments])
 
 
+def _directory(request: Request, name: str) -> tuple[Path, bool]:
+    """Where a training of that name goes, and whether the directory is new."""
+    if request.run_dir is None and not request.resume:
+        return next_free(name), True
+    directory = request.run_dir or RUNS / name
+    return directory, given(directory, resume=request.resume)
+
+
 def _start(verb: str, arguments: Sequence[str], request: Request, service: str) -> int:
     """Run a verb on the ranks of its job."""
     from sparta.launcher.local import LocalJob, run
@@ -92,15 +102,15 @@ def _start(verb: str, arguments: Sequence[str], request: Request, service: str) 
 
     if verb == NEW_RUN:
         job = load_job(request.target, request.overrides)
+        directory, new = _directory(request, job.name)
         if request.run_dir is None:
-            directory, new = next_free(job.name), True
             arguments = [*arguments, "--run-dir", str(directory)]
-        else:
-            directory, new = request.run_dir, given(request.run_dir)
     else:
         directory, new = request.target, False
         if not (directory / JOB).is_file():
-            raise ConfigError(f"{directory}: holds no {JOB}, so it is no run directory of `sparta train`")
+            raise ConfigError(
+                f"{directory}: holds no {JOB}, so it is no run of `sparta train` and no export of one"
+            )
         job = load_job(directory / JOB)
     outcome = run(
         LocalJob(
@@ -110,8 +120,12 @@ def _start(verb: str, arguments: Sequence[str], request: Request, service: str) 
             arguments=(verb, *arguments),
             logs=logs_of(directory, verb),
             verbose=request.verbose,
+            restarts=job.tolerate.restarts if verb == NEW_RUN else 0,
         )
     )
+    if outcome.stopped:
+        go_on = ["sparta", verb, *arguments, *([] if request.resume else ["--resume"])]
+        print(outcome.stopped.line(go_on), file=sys.stderr)
     if new and outcome.verdict and outcome.verdict.refused and not request.verbose:
         discard_unless_begun(directory)
     return outcome.code

@@ -2,7 +2,8 @@
 
 Its stdout (results) is our stdout, its stderr (progress, messages) our stderr. One thing is kept back: a
 line of stderr that begins with `error: ` or a traceback, with all that follows. Such a rank is about to
-die, and then the launcher says in one line why. If it lives on, they are shown late.
+die, and then one line says why: the launcher's at the end, a note where the ranks are restarted. If it lives
+on, they are shown late.
 """
 
 import os
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparta.launcher.rank import log_path, output_path
+
+NOTES = "restarts.log"
+"""A line for the user whenever the ranks are restarted."""
 
 _ESCAPES = (
     rb"(?:\x1b\[[0-9;?]*[A-Za-z])*"  # a progress bar that ends leaves some at the start of the next line
@@ -98,30 +102,38 @@ class Follower:
 
 
 class Forward:
-    """Follows rank 0's two files in the folder of the logs."""
+    """Follows rank 0's two files in the folder of the logs, and the notes; tracebacks only if `verbose`."""
 
-    def __init__(self, logs: Path, out: int = 1, err: int = 2) -> None:
+    def __init__(self, logs: Path, out: int = 1, err: int = 2, *, verbose: bool = False) -> None:
         self._results = Follower(output_path(logs, 0), out)
         self._messages = Follower(log_path(logs, 0), err)
+        self._notes = Follower(logs / NOTES, err)
         self._filter = Filter()
+        self._verbose = verbose
 
     def pump(self) -> None:
         """Show what has been written since the last call."""
-        # Read in this order and written in the other: results come after the messages before them.
-        results = self._results.read()
+        # Read in this order and written in the other: results and notes come after the messages before them.
+        note, results = self._notes.read(), self._results.read()
         self._messages.write(self._filter.feed(self._messages.read()))
         self._results.write(results)
+        if note:
+            self._end_of_a_rank()
+            self._notes.write(note)
 
-    def finish(self, *, failed: bool, told: str = "", verbose: bool = False) -> None:
-        """Show the rest; of a failed rank not its traceback, unless `verbose`, nor the line `told` twice."""
+    def finish(self, *, failed: bool, told: str = "") -> None:
+        """Show the rest; of a failed rank not its traceback, unless verbose, nor the line `told` twice."""
         self.pump()
-        rest = self._filter.release()
-        messages = self._messages
-        if not failed:
-            messages.write(rest)
-        elif verbose:
+        if failed:
+            self._end_of_a_rank(told)
+        else:
+            self._messages.write(self._filter.release())
+
+    def _end_of_a_rank(self, told: str = "") -> None:
+        rest, messages = self._filter.release(), self._messages
+        if self._verbose:
             messages.write(rest.replace(told.encode() + b"\n", b""))
-        if failed and messages.last not in b"\r\n":
+        if messages.last not in b"\r\n":
             messages.write(b"\n")
-        if failed and os.isatty(messages.out):
+        if os.isatty(messages.out):
             messages.write(b"\x1b[?25h")  # a progress bar that was killed left the cursor hidden

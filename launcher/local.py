@@ -5,8 +5,10 @@ only `sparta`, which passes it on once as SIGTERM; the tethers see to the rest.
 
     <run>/logs/<verb>/rank-0.log ...   stdout and stderr of each rank, appended
     <run>/logs/<verb>/rank-0.out       but rank 0's stdout, the results, by itself
+    <run>/logs/<verb>/rank-0.beat ...  how far each rank has come
     <run>/logs/<verb>/torchrun.log     torchrun's own
-    <run>/logs/<verb>/failures.json    exit codes of ranks that failed, if any
+    <run>/logs/<verb>/restarts.log     a line whenever the ranks were restarted, and why
+    <run>/logs/<verb>/verdict.json     why the ranks failed, if they did
 """
 
 import logging
@@ -22,8 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparta.launcher.beats import BEATS
 from sparta.launcher.forward import Forward
 from sparta.launcher.rank import log_path
+from sparta.launcher.request import NEW_RUN
+from sparta.launcher.run_directory import run_of
+from sparta.launcher.stopped import StopMarker, Stopped
 from sparta.launcher.tether import PARENT
 from sparta.launcher.verdict import Logs, Verdict
 
@@ -54,14 +60,16 @@ class LocalJob:
     arguments: tuple[str, ...]
     logs: Path
     verbose: bool = False
+    restarts: int = 0
     agent: str = "sparta.launcher.agent"
 
     def command(self) -> list[str]:
         """Arguments of Python for the agent."""
         torchrun = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.ranks)]
+        torchrun += ["--max-restarts", str(self.restarts)]
         # The ranks open their own logs, so torchrun's go nowhere.
         torchrun += ["--log-dir", os.devnull, "-m", "sparta.launcher.rank"]
-        logs = str(self.logs.absolute())
+        logs = str(self.logs)  # as the user is to read it
         return ["-m", self.agent, logs, *torchrun, logs, self.module, *self.arguments]
 
     def environment(self) -> dict[str, str]:
@@ -73,6 +81,7 @@ class LocalJob:
             # TorchX would parse this file while torchrun writes it.
             "TORCHELASTIC_ERROR_FILE": "",
             PARENT: str(os.getpid()),
+            BEATS: str(self.logs.absolute()),
         }
         if sys.stderr.isatty():
             environment[TERMINAL] = str(_columns())
@@ -89,9 +98,11 @@ class LocalJob:
 
 
 class Stop:
-    """The first signal that asked us to stop, if any."""
+    """The first signal that asked us to stop, if any, and whether the user cannot wait."""
 
     asked: signal.Signals | None = None
+    insisted = False
+    """Ctrl-C after a first signal."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -106,6 +117,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def _take(self, number: int, frame: object) -> None:
+        self.insisted = self.insisted or (self.asked is not None and number == signal.SIGINT)
         self.asked = self.asked or signal.Signals(number)
 
 
@@ -115,11 +127,14 @@ class Outcome:
 
     code: int
     verdict: Verdict | None = None
+    stopped: Stopped | None = None
+    """Told to stop, it did so in order, and can be resumed."""
 
 
 def run(job: LocalJob) -> Outcome:
     """Run a job to its end, showing rank 0 and, on stderr, the reason of a failure."""
-    logs, forward, stop = Logs(job.logs, job.ranks), Forward(job.logs), Stop()
+    logs, forward, stop = Logs(job.logs), Forward(job.logs, verbose=job.verbose), Stop()
+    marker = StopMarker(run_of(job.logs))
     with _runner() as runner, tempfile.TemporaryDirectory(prefix="sparta-") as scratch, stop.listening():
         # TorchX's own files (empty logs, SUCCESS, which it writes for failed jobs too) have no reader.
         handle = runner.run(job.app(), "local_cwd", {"log_dir": scratch})
@@ -128,14 +143,15 @@ def run(job: LocalJob) -> Outcome:
         except BaseException:
             runner.cancel(handle)
             raise
+        stopped = marker.read() if job.name == NEW_RUN else None
+        if stopped or (stop.asked and not succeeded):
+            forward.finish(failed=True)
+            return Outcome(128 + (stop.asked or signal.SIGTERM), stopped=stopped)
         if succeeded:
             forward.finish(failed=False)
             return Outcome(0)
-        if stop.asked:
-            forward.finish(failed=True, verbose=job.verbose)
-            return Outcome(128 + stop.asked)
-        verdict = logs.verdict()
-        forward.finish(failed=True, told=verdict.line, verbose=job.verbose)
+        verdict = logs.left()
+        forward.finish(failed=True, told=verdict.line)
         if job.verbose and verdict.log != log_path(job.logs, 0):
             print(logs.last_lines(verdict.log), file=sys.stderr)
         print(verdict.line, file=sys.stderr)
@@ -153,14 +169,23 @@ def _watch(runner: Any, handle: str, forward: Forward, stop: Stop) -> bool:
         if is_terminal(state):
             return bool(state == AppState.SUCCEEDED)
         if stop.asked:
-            print("stopping ...", file=sys.stderr)
-            cancel = threading.Thread(target=runner.cancel, args=(handle,))
-            cancel.start()
-            while cancel.is_alive():
-                forward.pump()
-                cancel.join(POLL_SECONDS)
+            _cancel(runner, handle, forward, stop)
             return False
         time.sleep(POLL_SECONDS)
+
+
+def _cancel(runner: Any, handle: str, forward: Forward, stop: Stop) -> None:
+    """Send SIGTERM, once more if the user insists, which kills the ranks (launcher/agent.py); wait for the end."""
+    print("stopping ...", file=sys.stderr)
+    cancels = [threading.Thread(target=runner.cancel, args=(handle,))]
+    cancels[0].start()
+    while any(cancel.is_alive() for cancel in cancels):
+        forward.pump()
+        time.sleep(POLL_SECONDS)  # two signals without a pause between them are one
+        if stop.insisted and len(cancels) == 1:
+            print("killing ...", file=sys.stderr)
+            cancels.append(threading.Thread(target=runner.cancel, args=(handle,)))
+            cancels[1].start()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class Request:
     ranks: int | None
     overrides: tuple[str, ...]
     verbose: bool
+    resume: bool = False
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -40,8 +41,9 @@ def peek(arguments: Sequence[str]) -> Request | None:
     parser.add_argument("--ranks")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     # Unused here, but their values must not be taken for the target.
-    for option in ("--split", "--out", "--checkpoint"):
+    for option in ("--split", "--out", "--checkpoint", "--from"):
         parser.add_argument(option)
     try:
         known, _ = parser.parse_known_args(arguments)
@@ -49,7 +51,8 @@ def peek(arguments: Sequence[str]) -> Request | None:
         raise ConfigError(f"{error.argument_name}: {error.message}") from error
     if known.target is None:
         return None
-    return Request(known.target, known.run_dir, _ranks(known.ranks), tuple(known.set), known.verbose)
+    ranks = _ranks(known.ranks)
+    return Request(known.target, known.run_dir, ranks, tuple(known.set), known.verbose, known.resume)
 
 
 def _ranks(text: str | None) -> int | None:

@@ -1,7 +1,8 @@
 """Where a new run goes: `runs/<name>`, or `runs/<name>-2`, `-3`, ... when that is taken.
 
 A default directory is taken once it exists at all: making it is atomic, so two trainings started
-together get two directories. One that the user named is refused only if it holds a run.
+together get two directories. One that the user named is refused only if it holds a run, and not even then
+with `--resume`, which by default goes on with `runs/<name>` itself.
 """
 
 import shutil
@@ -35,20 +36,23 @@ def next_free(name: str, root: Path = RUNS) -> Path:
     raise AssertionError("count() never ends")
 
 
-def given(path: Path) -> bool:
+def given(path: Path, *, resume: bool = False) -> bool:
     """Make the directory that the user named; whether it is new.
 
     Raises:
-        ConfigError: it holds a run, or cannot be made.
+        ConfigError: it holds a run that is not to be resumed, or cannot be made.
     """
-    if (path / JOB).exists():
-        raise ConfigError(f"{path}: already holds a run; give another --run-dir")
-    new = not path.exists()
+    if not resume and (path / JOB).exists():
+        raise ConfigError(
+            f"{path}: already holds a run; give another --run-dir, or --resume to go on with it"
+        )
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True)
     except OSError as error:
+        if path.is_dir():
+            return False
         raise _unwritable(path, error.strerror) from error
-    return new
+    return True
 
 
 def logs_of(run: Path, verb: str) -> Path:
@@ -69,6 +73,11 @@ def logs_of(run: Path, verb: str) -> Path:
             f"{run}: {reason}; the logs go there, so make it writable or take another"
         ) from error
     return path
+
+
+def run_of(logs: Path) -> Path:
+    """The run directory whose folder of logs that is."""
+    return logs.parents[1]
 
 
 def discard_unless_begun(run: Path) -> None:

@@ -2,20 +2,26 @@
 
 A mistake of the user's is told by the service itself, as a line `error: ...` of at least one rank; the
 other ranks then fail as a consequence. Without such a line a rank crashed or was killed, and the launcher
-names it: first whoever was killed, then whoever raised, last who was only told to stop.
+names it: first whoever was killed, then whoever raised, last who was only told to stop. torchrun's process
+(launcher/agent.py) reads the logs of the last attempt and leaves `verdict.json` for the launcher.
 """
 
 import json
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparta.launcher.agent import FAILURES, LOG
+from sparta.launcher.beats import clear_beats, read_beat
 from sparta.launcher.rank import log_path
 
-_ERROR = re.compile(r"^error: .+", re.MULTILINE)
+LOG = "torchrun.log"
+VERDICT = "verdict.json"
+TRY_AGAIN = 75
+"""Exit code (EX_TEMPFAIL) of a rank that says `error: ...` of a fault that a restart may cure, such as a stuck rank."""
+
+_ERROR = re.compile(r"^error: (.+)", re.MULTILINE)
 _NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|^\[rank\d+\]: ?", re.MULTILINE)
 _RAISED = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<what>\S.*)", re.MULTILINE)
 
@@ -30,60 +36,68 @@ _CONSEQUENCES = {-signal.SIGABRT: 2, -signal.SIGTERM: 3}
 class Verdict:
     """What the user is told, and what the launcher exits with."""
 
-    line: str
+    what: str
     code: int
-    refused: bool
-    """The service itself refused the job; nothing crashed."""
+    said: bool
+    """The service itself said it; nothing crashed."""
     log: Path
     """Where there is more to read."""
 
+    @property
+    def line(self) -> str:
+        """The line for the user."""
+        return f"error: {self.what}" if self.said else f"error: {self.what}; its log is {self.log}"
+
+    @property
+    def refused(self) -> bool:
+        """The service would say it again."""
+        return self.said and self.code != TRY_AGAIN
+
 
 class Logs:
-    """The logs that one job writes, from where they end when it starts: earlier jobs' stay in front."""
+    """What the ranks write from now on: logs of earlier attempts and jobs stay in front, beats are removed."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._starts = {path: size(path) for path in (*self._ranks(ranks), folder / LOG)}
-        (folder / FAILURES).unlink(missing_ok=True)
-
-    def _ranks(self, ranks: int) -> list[Path]:
-        return [log_path(self.folder, rank) for rank in range(ranks)]
+        self._starts = {path: path.stat().st_size for path in folder.glob("*.log")}
+        clear_beats(folder)
+        (folder / VERDICT).unlink(missing_ok=True)
 
     def tail(self, path: Path) -> str:
-        """The end of what this job wrote to a log, without colours and rank prefixes."""
-        end = size(path)
-        start = max(self._starts[path], end - TAIL_BYTES)
-        if end <= start:
+        """The end of what was written to a log, without colours and rank prefixes."""
+        if not path.exists():
             return ""
+        start = max(self._starts.get(path, 0), path.stat().st_size - TAIL_BYTES)
         with path.open("rb") as file:
             file.seek(start)
             return _NOISE.sub("", file.read().decode(errors="replace").replace("\r", "\n"))
 
-    def failures(self) -> dict[int, int]:
-        """Exit codes of the ranks that failed, negative for signals; empty if torchrun itself failed."""
-        try:
-            codes = json.loads((self.folder / FAILURES).read_text())
-        except (OSError, ValueError):
-            return {}
-        return {int(rank): int(code) for rank, code in codes.items()}
-
-    def verdict(self) -> Verdict:
-        """Why the job failed."""
-        codes = self.failures()
-        for rank in sorted(codes):
+    def verdict(self, codes: Mapping[int, int]) -> Verdict:
+        """Why the ranks failed, from their exit codes: at least one, negative for a signal."""
+        # Of a rank that only gave up waiting, and one that says why it left, the second is the reason.
+        for rank in sorted(codes, key=lambda rank: (codes[rank] == TRY_AGAIN, rank)):
             path = log_path(self.folder, rank)
             said = _ERROR.findall(self.tail(path))
             if said:
                 return Verdict(said[-1].rstrip(), codes[rank] if codes[rank] > 0 else 1, True, path)
-        if codes:
-            return self._crash(_first(codes), codes)
-        path = self.folder / LOG
-        last = self.tail(path).strip().rpartition("\n")[2]
-        reason = f" ({last})" if last else ""
-        return Verdict(f"error: torchrun stopped{reason}; its log is {path}", 1, False, path)
+        return self._crash(_first(codes), codes)
+
+    def leave(self, verdict: Verdict) -> None:
+        """Write a verdict where `left` reads it."""
+        (self.folder / VERDICT).write_text(json.dumps({**asdict(verdict), "log": str(verdict.log)}))
+
+    def left(self) -> Verdict:
+        """The verdict that torchrun's process left; if none, then it is torchrun itself that failed."""
+        try:
+            said = json.loads((self.folder / VERDICT).read_text())
+            return Verdict(said["what"], said["code"], said["said"], Path(said["log"]))
+        except (OSError, ValueError):
+            path = self.folder / LOG
+            last = self.tail(path).strip().rpartition("\n")[2]
+            return Verdict(f"torchrun stopped{f' ({last})' if last else ''}", 1, False, path)
 
     def _crash(self, rank: int, codes: Mapping[int, int]) -> Verdict:
-        path, code = log_path(self.folder, rank), codes[rank]
+        path, code, beat = log_path(self.folder, rank), codes[rank], read_beat(self.folder, rank)
         if code < 0:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
             what, code = f"was killed by {_signal_name(-code)}{hint}", 128 - code
@@ -91,16 +105,13 @@ class Logs:
             raised = list(_RAISED.finditer(self.tail(path)))
             reason = f" ({raised[-1]['what']})" if raised else ""
             what = f"stopped with exit code {code}{reason}"
-        return Verdict(f"error: rank {rank} {what}; its log is {path}", code, False, path)
+        who = f"rank {rank} on {beat.host}" if beat else f"rank {rank}"
+        when = f" after step {beat.step}" if beat else ""
+        return Verdict(f"{who} {what}{when}", code, False, path)
 
     def last_lines(self, path: Path) -> str:
         """What to show of a log when the user wants more."""
         return "\n".join(self.tail(path).rstrip().split("\n")[-TAIL_LINES:])
-
-
-def size(path: Path) -> int:
-    """Bytes in a log; 0 before it exists."""
-    return path.stat().st_size if path.exists() else 0
 
 
 def _first(codes: Mapping[int, int]) -> int:

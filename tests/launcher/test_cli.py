@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 
 from sparta.launcher.cli import VERBS, main
+from sparta.launcher.local import LocalJob, Outcome
+from sparta.launcher.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
+# The fake service is found from anywhere, `sparta` where this Python finds it.
+PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+FAKE = "{name: fake, data: {path: x}, model: {name: deepfm}}"
 
 
 def drive(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run `sparta WORDS` with the fake service."""
     command = [sys.executable, "-m", "tests.launcher.drive", *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -60,7 +66,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.startswith("sparta ")
 
 
-@pytest.mark.parametrize("verb", ["synth", "prepare", "check", "plan"])
+@pytest.mark.parametrize("verb", ["synth", "prepare", "check", "plan", "checkpoint"])
 def test_a_single_process_verb_becomes_the_service(verb: str, tmp_path: Path) -> None:
     words = ["a b", "--set", "$x=*", "--do", "-:arguments", "--do", "-:exit:7"]
     done = drive(verb, *words, cwd=tmp_path)
@@ -75,14 +81,53 @@ def test_help_and_missing_targets_are_the_services(words: list[str], tmp_path: P
     assert (done.returncode, done.stdout) == (0, f"{asked}\n")
 
 
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LocalJob]:
+    """The jobs that are started from a folder with a job file; each is refused at once."""
+    jobs: list[LocalJob] = []
+
+    def run(job: LocalJob) -> Outcome:
+        jobs.append(job)
+        return Outcome(3, Verdict("no column x", 3, True, job.logs))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparta.launcher.local.run", run)
+    (tmp_path / "job.yaml").write_text(FAKE)
+    return jobs
+
+
+def test_resume_goes_on_in_the_same_directory_and_never_removes_one(
+    started: list[LocalJob], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "fake"
+    assert main(["train", "job.yaml", "--resume"]) == 3
+    assert not run.exists()
+    run.mkdir(parents=True)
+    assert main(["train", "job.yaml", "--resume"]) == 3
+    assert run.exists()
+    (run / "job.yaml").write_text(FAKE)
+    assert main(["train", "job.yaml", "--resume"]) == 3
+    assert main(["train", "job.yaml", "--resume", "--run-dir", "runs/fake"]) == 3
+    assert {job.logs for job in started} == {Path("runs/fake/logs/train")}
+    assert {job.arguments for job in started} == {
+        ("train", "job.yaml", "--resume", "--run-dir", "runs/fake"),
+    }
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["fake"]
+
+
+def test_only_training_is_restarted(started: list[LocalJob], tmp_path: Path) -> None:
+    main(["train", "job.yaml", "--set", "tolerate.restarts=7"])
+    main(["evaluate", "."])
+    assert [job.restarts for job in started] == [7, 0]
+
+
 def test_mistakes_are_one_line_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     held = tmp_path / "held"
     held.mkdir()
-    job = "{name: fake, data: {path: x}, model: {name: deepfm}}"
-    (held / "job.yaml").write_text(job)
+    (held / "job.yaml").write_text(FAKE)
     for words, complaint in [
         (["train", "nowhere.yaml"], "nowhere.yaml: "),
         (["train", "held/job.yaml", "--run-dir", "held"], "held: already holds a run"),
@@ -97,4 +142,4 @@ def test_mistakes_are_one_line_and_leave_nothing(
         assert said.startswith("error: ")
         assert said.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["held", "job.yaml"]
-    assert (held / "job.yaml").read_text() == job
+    assert (held / "job.yaml").read_text() == FAKE

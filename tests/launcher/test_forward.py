@@ -106,11 +106,11 @@ def test_a_log_is_followed_from_its_end(
     screen: Screen, tmp_path: Path, failed: bool, verbose: bool, expected: bytes
 ) -> None:
     screen.log.write_bytes(b"of an earlier job\n")
-    forward = Forward(tmp_path, *screen.fds)
+    forward = Forward(tmp_path, *screen.fds, verbose=verbose)
     with screen.log.open("ab") as file:
         file.write(b"new\nerror: x\ny\n")
     forward.pump()
-    forward.finish(failed=failed, told="error: x", verbose=verbose)
+    forward.finish(failed=failed, told="error: x")
     assert screen.shown() == (b"", expected)
 
 
@@ -120,6 +120,25 @@ def test_a_line_cut_off_by_death_is_ended(screen: Screen, tmp_path: Path) -> Non
     screen.log.write_bytes(b" 50%")
     forward.finish(failed=True)
     assert screen.shown() == (b"", b" 50%\n")
+
+
+def test_a_note_stands_where_the_death_before_it_was_and_the_next_attempt_follows(
+    screen: Screen, tmp_path: Path
+) -> None:
+    (tmp_path / "restarts.log").write_text("note: of an earlier job\n")
+    forward = Forward(tmp_path, *screen.fds)
+    screen.log.write_bytes(b"\r 50%")
+    forward.pump()
+    with screen.log.open("ab") as log, (tmp_path / "restarts.log").open("a") as notes:
+        log.write(b"\nTraceback (most recent call last):\n  File\nRuntimeError: x\n")
+        log.flush()
+        forward.pump()
+        notes.write("note: restarted\n")
+        notes.flush()
+        forward.pump()
+        log.write(b"\r 40%\n")
+    forward.finish(failed=False)
+    assert screen.shown() == (b"", b"\r 50%\nnote: restarted\n\r 40%\n")
 
 
 def test_results_go_to_stdout_untouched_and_after_the_messages(screen: Screen, tmp_path: Path) -> None:

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from sparta.launcher.local import LocalJob, Outcome, run
+from sparta.launcher.stopped import Stopped
 
 
 class Bench:
     """Runs jobs of the fake service and remembers what the user's terminal got."""
 
     def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        self.logs = folder / "logs"
-        self.logs.mkdir()
+        self.run_directory = folder / "run"
+        self.logs = self.run_directory / "logs" / "train"
+        self.logs.mkdir(parents=True)
         self._capfd = capfd
 
-    def job(self, *script: str, ranks: int = 2, verbose: bool = False) -> LocalJob:
+    def job(self, *script: str, ranks: int = 2, verbose: bool = False, restarts: int = 0) -> LocalJob:
         """A job whose ranks follow the script."""
         words = tuple(word for step in script for word in ("--do", step))
         return LocalJob(
@@ -27,12 +29,15 @@ class Bench:
             arguments=words,
             logs=self.logs,
             verbose=verbose,
+            restarts=restarts,
             agent="tests.launcher.fake_agent",
         )
 
-    def run(self, *script: str, ranks: int = 2, verbose: bool = False) -> tuple[Outcome, str, str]:
+    def run(
+        self, *script: str, ranks: int = 2, verbose: bool = False, restarts: int = 0
+    ) -> tuple[Outcome, str, str]:
         """The outcome, and what was shown on stdout and stderr."""
-        outcome = run(self.job(*script, ranks=ranks, verbose=verbose))
+        outcome = run(self.job(*script, ranks=ranks, verbose=verbose, restarts=restarts))
         return outcome, *self._capfd.readouterr()
 
 
@@ -88,6 +93,57 @@ def test_earlier_logs_stay_and_do_not_speak(bench: Bench) -> None:
     assert bench.run("1:exit:5")[2].startswith("error: rank 1 stopped with exit code 5;")
 
 
+def test_ranks_that_make_progress_are_restarted_and_each_time_the_user_is_told(bench: Bench) -> None:
+    crashes = [f"1@{n}:beat:{n}-{n + 1}" for n in range(2)] + ["1@0:kill:SIGKILL", "1@1:crash:boom"]
+    outcome, out, err = bench.run("0@0:sleep:60", "0@1:sleep:60", *crashes, "*:print:done", restarts=2)
+    assert (outcome, out) == (Outcome(0), "done\n")
+    assert err == (
+        "note: rank 1 on node7 was killed by SIGKILL (out of memory?) after step 1; restarted (1 of 2), resuming\n"
+        "note: rank 1 on node7 stopped with exit code 1 (RuntimeError: boom) after step 2; "
+        "restarted (2 of 2), resuming\n"
+    )
+
+
+def test_after_the_last_restart_the_last_failure_is_the_reason(bench: Bench) -> None:
+    script = ["0@0:beat:0-1", "0@1:beat:1-2", "0@0:crash:first", "0@1:exit:7"]
+    outcome, _, err = bench.run(*script, restarts=1)
+    note, error = err.splitlines()
+    assert "(RuntimeError: first) after step 1; restarted (1 of 1)" in note
+    assert error.startswith("error: rank 0 on node7 stopped with exit code 7 after step 2; ")
+    assert outcome.code == 7
+
+
+@pytest.mark.parametrize(
+    "script, code",
+    [
+        (["1:kill:SIGKILL"], 137),  # never began
+        (["*:beat:5-5", "1:kill:SIGKILL"], 137),  # finished no step
+        (["*:beat:5-9", "1:error:no column x"], 3),  # refused
+        (["*:beat:5-9", "0:stopped:9", "1:exit:1"], 143),  # told to stop
+    ],
+)
+def test_a_restart_that_would_end_the_same_is_not_tried(bench: Bench, script: list[str], code: int) -> None:
+    outcome, _, err = bench.run("*@1:print:again", *script, "0:sleep:60", restarts=3)
+    assert outcome.code == code
+    assert "restarted" not in err
+    assert "again" not in (bench.logs / "rank-1.log").read_text()
+
+
+def test_beats_of_an_earlier_attempt_or_job_do_not_count_as_progress(bench: Bench) -> None:
+    bench.run("*:beat:0-9", "1:exit:5")
+    assert "restarted" not in bench.run("1:exit:5", restarts=3)[2]
+    err = bench.run("*@0:beat:0-9", "1:exit:5", restarts=3)[2]
+    note, error = err.splitlines()
+    assert "after step 9; restarted (1 of 3)" in note
+    assert error.startswith("error: rank 1 stopped with exit code 5; ")
+
+
+def test_an_orderly_stop_is_told_from_success_even_if_only_a_rank_was_told(bench: Bench) -> None:
+    outcome, _, err = bench.run("*:stopped:120")
+    assert (outcome, err) == (Outcome(143, stopped=Stopped(120, 120)), "")
+    assert bench.run("0:print:the marker is of the job before")[0] == Outcome(0)
+
+
 def test_cores_are_shared_unless_the_user_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -107,6 +163,6 @@ def test_a_job_leaves_only_its_logs(bench: Bench, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     bench.run("0:exit:1")
     assert sorted(path.name for path in bench.logs.iterdir() if not re.match("rank-", path.name)) == [
-        "failures.json"
+        "verdict.json"
     ]
     assert list(scratch.iterdir()) == []

@@ -22,6 +22,11 @@ def test_unknown_words_are_the_services_business() -> None:
     assert request == Request(Path("run"), None, None, (), False)
 
 
+def test_the_checkpoint_to_start_from_is_not_the_target() -> None:
+    request = peek(["--from", "runs/a/checkpoints/step-000000100", "--resume", "job"])
+    assert request == Request(Path("job"), None, None, (), False, resume=True)
+
+
 def test_without_a_target_there_is_no_request() -> None:
     assert peek(["--ranks", "2"]) is None
 

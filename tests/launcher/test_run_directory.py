@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparta.launcher.run_directory import discard_unless_begun, given, logs_of, next_free
+from sparta.launcher.run_directory import discard_unless_begun, given, logs_of, next_free, run_of
 from sparta.models.errors import ConfigError
 
 
@@ -40,6 +40,7 @@ def test_a_named_directory_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
     (path / "job.yaml").touch()
     with pytest.raises(ConfigError, match=re.escape(f"{path}: already holds a run; give another --run-dir")):
         given(path)
+    assert not given(path, resume=True)
 
 
 def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
 
 def test_each_verb_has_its_own_logs(tmp_path: Path) -> None:
     assert logs_of(tmp_path, "train") != logs_of(tmp_path, "evaluate")
+    assert run_of(logs_of(tmp_path, "train")) == tmp_path
     assert logs_of(tmp_path, "train") == logs_of(tmp_path, "train")
     assert list(logs_of(tmp_path, "train").iterdir()) == []
 

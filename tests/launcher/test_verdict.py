@@ -1,12 +1,11 @@
 """One line and one exit code for every way a job can fail."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from sparta.launcher.verdict import TAIL_BYTES, Logs, Verdict
+from sparta.launcher.verdict import TAIL_BYTES, TRY_AGAIN, Logs, Verdict
 
 TRACEBACK = """[rank0]: Traceback (most recent call last):
 [rank0]:   File "x.py", line 1, in <module>
@@ -23,14 +22,11 @@ def fail(tmp_path: Path) -> Fail:
     def fail(codes: Mapping[int, int], logs: Mapping[int, str]) -> Verdict:
         for rank in range(3):
             (tmp_path / f"rank-{rank}.log").write_text("error: of an earlier job\n")
-        (tmp_path / "failures.json").write_text('{"2": 9}')
-        job = Logs(tmp_path, 3)
+        job = Logs(tmp_path)
         for rank, text in logs.items():
             with (tmp_path / f"rank-{rank}.log").open("a") as file:
                 file.write(text)
-        if codes:
-            (tmp_path / "failures.json").write_text(json.dumps(codes))
-        return job.verdict()
+        return job.verdict(codes)
 
     return fail
 
@@ -80,16 +76,49 @@ def test_a_silent_exit_is_named(fail: Fail, tmp_path: Path) -> None:
 
 
 def test_without_any_rank_torchrun_is_named(fail: Fail, tmp_path: Path) -> None:
-    (tmp_path / "torchrun.log").unlink(missing_ok=True)
-    verdict = fail({}, {0: "error: not of a rank that failed\n"})
-    assert verdict.line == f"error: torchrun stopped; its log is {tmp_path / 'torchrun.log'}"
-    assert verdict.code == 1
+    log = tmp_path / "torchrun.log"
+    earlier = Logs(tmp_path)
+    earlier.leave(earlier.verdict({2: 9}))
+    logs = Logs(tmp_path)
+    (tmp_path / "rank-0.log").write_text("error: not of a rank that failed\n")
+    assert (logs.left().line, logs.left().code) == (f"error: torchrun stopped; its log is {log}", 1)
+    log.write_text("Traceback\nNoPort: 1\n")
+    assert logs.left().line == f"error: torchrun stopped (NoPort: 1); its log is {log}"
+
+
+@pytest.mark.parametrize("log", ["", "error: no column x\n", TRACEBACK])
+def test_what_is_left_is_read_as_it_was(log: str, tmp_path: Path) -> None:
+    logs = Logs(tmp_path)
+    (tmp_path / "rank-1.log").write_text(log)
+    verdict = logs.verdict({0: -15, 1: 3})
+    logs.leave(verdict)
+    assert logs.left() == verdict
+
+
+def test_a_rank_that_gave_up_waiting_is_believed_but_did_not_refuse(fail: Fail) -> None:
+    verdict = fail({1: TRY_AGAIN}, {1: "error: rank 0 made no step in 600 s\n"})
+    assert (verdict.line, verdict.refused) == ("error: rank 0 made no step in 600 s", False)
+    verdict = fail({0: TRY_AGAIN, 1: 3}, {0: "error: rank 1 made no step\n", 1: "error: no column x\n"})
+    assert (verdict.line, verdict.refused) == ("error: no column x", True)
+
+
+@pytest.mark.parametrize(
+    "code, end", [(-9, "was killed by SIGKILL (out of memory?)"), (7, "stopped with exit code 7")]
+)
+def test_a_dead_ranks_host_and_last_step_are_told_if_it_got_so_far(
+    code: int, end: str, tmp_path: Path
+) -> None:
+    logs = Logs(tmp_path)
+    (tmp_path / "rank-1.beat").write_text('{"host": "node7", "step": 120, "began": 100}   ')
+    log = tmp_path / "rank-1.log"
+    assert logs.verdict({1: code}).line == f"error: rank 1 on node7 {end} after step 120; its log is {log}"
+    (tmp_path / "rank-1.beat").write_text('{"host": "node7", "st')
+    assert logs.verdict({1: code}).line == f"error: rank 1 {end}; its log is {log}"
 
 
 def test_a_huge_log_is_not_read_whole(tmp_path: Path) -> None:
-    logs = Logs(tmp_path, 1)
+    logs = Logs(tmp_path)
     (tmp_path / "rank-0.log").write_text("x\n" * TAIL_BYTES + "error: a\n")
-    (tmp_path / "failures.json").write_text('{"0": 2}')
-    assert logs.verdict().line == "error: a"
+    assert logs.verdict({0: 2}).line == "error: a"
     assert len(logs.tail(tmp_path / "rank-0.log")) == TAIL_BYTES
     assert len(logs.last_lines(tmp_path / "rank-0.log").split("\n")) == 20
