@@ -8,6 +8,7 @@ torchrun then ends the others, and starts all again.
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ TOUCH_SECONDS = 1.0
 SILENT_SECONDS = 10.0
 """Without a touch after which a process counts as stopped."""
 STUCK_CODE = 75
+"""Exit code after which the launcher tries again, although the last line of the log is an error."""
 
 # Frames of these wait for another rank, or in C++ below them.
 _WAITING = ("torch/distributed/", "torchrec/distributed/", "torch/autograd/", "sharding/collectives.py")
@@ -106,10 +108,10 @@ class Heartbeat:
             if self._line["at"] != last:
                 last, since = self._line["at"], time.monotonic()
             if time.monotonic() - since > self._stuck_seconds:
-                print(f"error: {self._verdict()}", file=sys.stderr, flush=True)
-                os._exit(STUCK_CODE)
+                self._give_up()
 
-    def _verdict(self) -> str:
+    def _give_up(self) -> None:
+        """Name the rank that holds all up, and end it and this process."""
         assert self._folder is not None
         beats = read_beats(self._folder, self._ranks)
         silent_seconds = min(SILENT_SECONDS, self._stuck_seconds / 2)
@@ -119,10 +121,16 @@ class Heartbeat:
         who = f"rank {culprit}" + (f" on {line['host']}" if line else "")
         after = f" after step {line['step']}" if line else ""
         how = f"it is at {line.get('place')}" if culprit in alive else "its process does not run"
-        return (
-            f"{who} has made no progress for {self._stuck_seconds:g} s{after} ({how}); "
-            "if a step may take so long, raise tolerate.stuck_seconds"
+        print(
+            f"error: {who} has made no progress for {self._stuck_seconds:g} s{after} ({how}); "
+            "if a step may take so long, raise tolerate.stuck_seconds",
+            file=sys.stderr,
+            flush=True,
         )
+        if culprit != self._line["rank"] and line.get("host") == self._line["host"]:
+            with suppress(ProcessLookupError):
+                os.kill(line["pid"], signal.SIGKILL)  # what is stopped does not hear torchrun's SIGTERM
+        os._exit(STUCK_CODE)
 
 
 def read_beats(folder: Path, ranks: int) -> dict[int, dict[str, Any]]:

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.sharding.device import usable_gpus
@@ -63,6 +64,17 @@ def device_for(wanted: Literal["auto", "cpu", "cuda"], local_ranks: int) -> Lite
     return "cpu"
 
 
+def _store() -> tuple[Any, int, int]:
+    """Where the ranks find each other, this process's rank, and their number."""
+    if "RANK" not in os.environ:
+        return dist.HashStore(), 0, 1  # type: ignore[attr-defined]
+    store, rank, ranks = next(rendezvous("env://"))
+    # torchrun keeps its store when it restarts the ranks: they would read the addresses of the dead.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefixed = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+    return prefixed, rank, ranks
+
+
 @contextmanager
 def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     """Join the ranks that torchrun started, or be alone; leave them at the end.
@@ -76,11 +88,8 @@ def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     joined = not dist.is_initialized()
     if joined:
         backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend)
-        else:
-            alone = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+        store, rank, ranks = _store()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     try:
         yield World(
             rank=dist.get_rank(),
