@@ -73,7 +73,7 @@ def run(task: Task) -> Record:
 def save_predictions(job: Job, place: RunDirectory, path: Path) -> None:
     """Logits and labels of the test split, (2, rows) in float32, of the run's best weights."""
     schema, sharded = trained(place, job, _here[0])
-    loader = build.scoring_loader(Path(job.data.path), schema, "test", job.data.batch_size, _here[0])
+    loader = build.scoring_loader(job.data.path, schema, "test", job.data.batch_size, _here[0])
     batches = [
         torch.stack([scores[:, 0], batch.labels[:, 0]])[:, batch.slots.weights > 0]
         for batch, scores in logits(sharded, loader, _here[0])

@@ -2,7 +2,8 @@
 
 # B = slots of this rank, T = tasks, D = dense columns
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +29,29 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class Flaw:
+    """Why rows of one row group are skipped: a rule that its column breaks, and the first row that does.
+
+    It says the same on every rank and in every batch that the row group has rows in.
+    """
+
+    file: str
+    row_group: int
+    column: str
+    """"*" where the whole row group cannot be decoded."""
+    row: int
+    """Counted from the row group's first."""
+    rule: str
+    """The value and what is wrong with it."""
+
+    def __str__(self) -> str:
+        place = f"{self.file}: row group {self.row_group}"
+        if self.column != "*":
+            place += f", column {self.column!r}, row {self.row}"
+        return f"{place}: {self.rule}"
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch; every rank has the same number of slots."""
 
@@ -38,6 +62,8 @@ class Batch:
     labels: Tensor
     """(B, T) float32, 0 or 1."""
     slots: Slots
+    skipped: Mapping[Flaw, int] = field(default_factory=dict)
+    """Rows that would stand in this rank's slots, but are padding as they broke a rule; each counts once."""
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to `device`, asynchronously when the memory is pinned."""
@@ -53,6 +79,7 @@ class Batch:
             self.dense.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             slots,
+            self.skipped,
         )
 
     def every(self, k: int) -> "Batch":
@@ -60,6 +87,7 @@ class Batch:
 
         Which samples these are does not depend on the number of ranks, and every rank gets as many slots:
         one that has a sample less gets a padding slot. Not for a batch that is such a share itself.
+        What was skipped is counted by the whole batch, not by its share.
         """
         slots = self.slots
         samples = len(slots.weights)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from sparta.models import storage
 from sparta.models.errors import DataError
 
 FORMAT = 1
@@ -83,31 +84,42 @@ class Schema(Record):
         (folder / "schema.json").write_text(self.model_dump_json(indent=1) + "\n")
 
 
-def load_schema(folder: Path) -> Schema:
-    """Read `schema.json` of a dataset folder.
+def load_schema(folder: str | Path) -> Schema:
+    """Read `schema.json` of a dataset folder, or of a URL that fsspec reads.
 
     Raises:
         DataError: no such folder, an unfinished `prepare`, a broken file, or another format version.
+        ConfigError: a URL whose kind is unknown here.
     """
-    path = folder / "schema.json"
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such dataset; make it with `sparta prepare SPEC.yaml --out {folder}`")
-    if not path.is_file():
-        raise DataError(
-            f"{folder}: holds no schema.json, so it is no (finished) dataset; run `sparta prepare`"
-        )
+    path = storage.join(folder, "schema.json")
+    again = "run `sparta prepare` again"
     try:
-        raw = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); run `sparta prepare` again") from error
+        try:
+            content = storage.read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if storage.is_folder(folder):
+                what = f"holds no schema.json, so it is no (finished) dataset; {again}"
+            else:
+                what = f"no such dataset; make it with `sparta prepare SPEC.yaml --out {folder}`"
+            raise DataError(f"{folder}: {what}") from error
+        raw = json.loads(content)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"{path}: not readable ({reason}); see that its storage answers, or {again}"
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); {again}") from error
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
         raise DataError(
-            f"{path}: dataset format {version!r}, this sparta reads {FORMAT}; run `sparta prepare` again"
+            f"{path}: dataset format {version!r}, this sparta reads {FORMAT}; "
+            f"{'update sparta or ' if newer else ''}{again}"
         )
     try:
         return Schema.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "schema"
-        raise DataError(f"{path}: {place}: {first['msg']}; run `sparta prepare` again") from error
+        raise DataError(f"{path}: {place}: {first['msg']}; {again}") from error

@@ -224,7 +224,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     job = run.read_job(arguments.set)
     with world("auto") as here:
         schema, sharded = trained(run, job, here, arguments.checkpoint)
-        checked_split(schema, arguments.split, Path(job.data.path))
+        checked_split(schema, arguments.split, job.data.path)
         scores = score(job, schema, sharded, here, arguments.split)
         if here.first and arguments.json:
             print(json.dumps({arguments.split: scores}))

@@ -49,7 +49,7 @@ GIB = 1 << 30
 
 def schema(job: Job) -> Schema:
     """The dataset's schema, checked against what the job names in it."""
-    found = load_schema(Path(job.data.path))
+    found = load_schema(job.data.path)
     features = [feature.name for feature in found.sparse]
     for name in job.tables:
         _known(name, features, "tables")
@@ -130,8 +130,7 @@ def row_counts(job: Job, tables: Sequence[Table]) -> dict[str, Tensor]:
     chosen = table_optimizers(job, tables)
     wanted = [t for t in tables if chosen[t.name].rule == "helen" and chosen[t.name].frequency == "dataset"]
     return {
-        table.name: torch.from_numpy(load_vocabulary(Path(job.data.path), table.feature).counts)
-        for table in wanted
+        table.name: torch.from_numpy(load_vocabulary(job.data.path, table.feature).counts) for table in wanted
     }
 
 
@@ -251,7 +250,7 @@ def heartbeat(job: Job, run: RunDirectory, world: World) -> Heartbeat:
 def train_loader(job: Job, of: Schema, world: World, folder: Path | None = None) -> Loader:
     """Shuffled batches of the train split, or of that of another `folder`."""
     return Loader(
-        folder or Path(job.data.path),
+        folder or job.data.path,
         of,
         "train",
         batch_size=job.data.batch_size,
@@ -261,6 +260,7 @@ def train_loader(job: Job, of: Schema, world: World, folder: Path | None = None)
         seed=job.train.seed,
         prefetch=job.data.prefetch,
         pin=world.device.type == "cuda",
+        skip_bad_rows=job.tolerate.bad_rows > 0,
     )
 
 
@@ -271,7 +271,7 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
         loader = train_loader(job, of, world)
         return Epochs(loader, total_steps(job, loader.steps))
     return Arrivals(
-        Partitions(Path(watch.folder), Path(job.data.path), run.partitions),
+        Partitions(Path(watch.folder), job.data.path, run.partitions),
         lambda folder: train_loader(job, load_schema(folder), world, folder),
         world,
         poll_seconds=watch.poll_seconds,
@@ -280,7 +280,7 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
     )
 
 
-def scoring_loader(folder: Path, of: Schema, split: str, batch_size: int, world: World) -> Loader:
+def scoring_loader(folder: str | Path, of: Schema, split: str, batch_size: int, world: World) -> Loader:
     """A split in file order, every row once: rank r reads the r-th contiguous share of the rows."""
     share = -(-batch_size // world.ranks)
     return Loader(

@@ -3,7 +3,6 @@
 import inspect
 import traceback
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torchrec import KeyedJaggedTensor
@@ -38,7 +37,7 @@ def check(job: Job) -> list[str]:
     steps = build.train_loader(job, schema, alone).steps
     for split in ("valid", "test"):
         if split in schema.splits:
-            build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, alone)
+            build.scoring_loader(job.data.path, schema, split, job.data.batch_size, alone)
     total = build.total_steps(job, steps)
     rows = ", ".join(f"{split} {rows:,}" for split, rows in schema.splits.items())
     dense = sum(parameter.numel() for _, parameter in dense_parameters(model))

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
+from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
 from sparta.service.run_settings import CheckpointSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, Yaml, edit, explain
@@ -297,8 +298,17 @@ def parse_job(raw: Mapping[str, Any], source: str) -> Job:
     path = os.path.expandvars(job.data.path)
     if "$" in path:
         raise ConfigError(f"{source}: data.path: {path} names a variable that is not set; export it")
-    data = job.data.model_copy(update={"path": os.path.abspath(os.path.expanduser(path))})
-    sharding = job.sharding
+    data = job.data.model_copy(update={"path": _absolute(path)})
+    if data.watch:
+        watch = data.watch.model_copy(update={"folder": _absolute(data.watch.folder)})
+        data = data.model_copy(update={"watch": watch})
+    sharding, checkpoint = job.sharding, job.checkpoint
     if sharding.plan != "auto":
-        sharding = sharding.model_copy(update={"plan": os.path.abspath(os.path.expanduser(sharding.plan))})
-    return job.model_copy(update={"data": data, "sharding": sharding})
+        sharding = sharding.model_copy(update={"plan": _absolute(sharding.plan)})
+    if checkpoint.path:
+        checkpoint = checkpoint.model_copy(update={"path": _absolute(os.path.expandvars(checkpoint.path))})
+    return job.model_copy(update={"data": data, "sharding": sharding, "checkpoint": checkpoint})
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))

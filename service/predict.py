@@ -43,7 +43,7 @@ def predict(job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path,
 def _predict(
     job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path, out: Path, scratch: Path
 ) -> int:
-    rows = world.once(lambda: _encode(Path(job.data.path), schema, raw, scratch))
+    rows = world.once(lambda: _encode(job.data.path, schema, raw, scratch))
     scored = schema.model_copy(update={"splits": {SPLIT: rows}})
     loader = build.scoring_loader(scratch, scored, SPLIT, job.data.batch_size, world)
     first, end = rows * world.rank // world.ranks, rows * (world.rank + 1) // world.ranks
@@ -63,7 +63,7 @@ def _check_free(out: Path) -> None:
         raise ConfigError(f"{out}: its folder does not exist; make it or give another --out")
 
 
-def _encode(dataset: Path, schema: Schema, raw: Path, scratch: Path) -> int:
+def _encode(dataset: str | Path, schema: Schema, raw: Path, scratch: Path) -> int:
     """Encode `raw` into the scratch folder as a split of its own; its rows."""
     shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted run
     rows = encode_file(dataset, schema, raw, scratch / SPLIT)
@@ -72,7 +72,7 @@ def _encode(dataset: Path, schema: Schema, raw: Path, scratch: Path) -> int:
     return rows
 
 
-def strangers(dataset: Path, schema: Schema, split: Path) -> list[str]:
+def strangers(dataset: str | Path, schema: Schema, split: Path) -> list[str]:
     """A line for every feature of which most values are missing or unknown here, but were not in training."""
     notes = []
     for feature in schema.sparse:

@@ -65,7 +65,7 @@ def probabilities(
     return torch.cat(parts)[:rows] if parts else torch.empty(0, 1)
 
 
-def checked_split(schema: Schema, split: str, folder: Path) -> None:
+def checked_split(schema: Schema, split: str, folder: str | Path) -> None:
     """Refuse a split the dataset does not have.
 
     Raises:

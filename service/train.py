@@ -1,7 +1,6 @@
 """`train`: a job, start to finish - build, train, test, result."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from sparta.models.schema import Schema
@@ -55,7 +54,7 @@ def train(
     plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
     feed = build.feed(job, schema, run, world)
     for split in set(schema.splits) - {"train"}:  # damage there must not come to light after the training
-        build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
+        build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
     world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
@@ -145,7 +144,7 @@ def score(
 ) -> Scores:
     """Metrics of one split; `meanwhile` is called on all ranks between two batches."""
     down = job.data.negatives
-    loader = build.scoring_loader(Path(job.data.path), schema, split, job.data.batch_size, world)
+    loader = build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
     return evaluate(
         sharded,
         loader,

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from sparta.models import storage
 from sparta.models.errors import DataError
 from sparta.service.data.raw import Chunk, Kind, Place, is_list
 from sparta.service.data.spec import DenseColumn, SparseColumn, Spec
@@ -228,7 +229,7 @@ class Encoder:
         """Rows of every feature's table, id 0 included."""
 
     @classmethod
-    def load(cls, dataset: Path) -> "Encoder":
+    def load(cls, dataset: str | Path) -> "Encoder":
         """The encoder of a prepared dataset.
 
         Raises:
@@ -290,15 +291,15 @@ class Encoder:
         )
 
 
-def load_transform(dataset: Path) -> tuple[Spec, dict[str, tuple[float, float]]]:
+def load_transform(dataset: str | Path) -> tuple[Spec, dict[str, tuple[float, float]]]:
     """A dataset's spec, and mean and deviation of its standardised columns.
 
     Raises:
         DataError: transform.json is missing or damaged.
     """
-    path = dataset / "transform.json"
+    path = storage.join(dataset, "transform.json")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(storage.read_bytes(path))
         moments = {name: (float(mean), float(std)) for name, (mean, std) in raw["moments"].items()}
         return Spec.model_validate(raw["spec"]), moments
     except (OSError, KeyError, TypeError, ValueError, ValidationError) as error:

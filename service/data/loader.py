@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from sparta.models.batch import Batch, Slots
+from sparta.models.batch import Batch, Flaw, Slots
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema
 from sparta.service.data.order import Order, Piece
@@ -35,21 +35,23 @@ class Loader:
     """One rank's share of every global batch of one split.
 
     Args:
-        folder: a dataset made by `sparta prepare`.
+        folder: a dataset made by `sparta prepare`, local or at a URL that fsspec reads.
         batch_size: samples of a global batch; a multiple of `streams`.
         streams: places of the epoch that every batch is drawn from, equally.
         shuffle: False keeps the order of the files within a stream; streams=1 is then the file's order.
         prefetch: batches kept ready by the background thread.
         pin: put batches in memory that a GPU copies from while it computes.
+        skip_bad_rows: rows that break a rule, or cannot be decoded, are padding slots where they stood, and
+            counted in `Batch.skipped`; else the first one is an error.
 
     Raises:
-        ConfigError: sizes that do not fit each other.
+        ConfigError: sizes that do not fit each other, or a URL whose kind is unknown here.
         DataError: a split that is missing, damaged, or at odds with the schema.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         schema: Schema,
         split: str,
         *,
@@ -61,6 +63,7 @@ class Loader:
         shuffle: bool = True,
         prefetch: int = 4,
         pin: bool = False,
+        skip_bad_rows: bool = False,
     ) -> None:
         if prefetch < 1:
             raise ConfigError(f"data: prefetch is {prefetch}; it must be at least 1")
@@ -69,7 +72,7 @@ class Loader:
         self._seed = seed
         self._shuffle = shuffle
         self._prefetch = prefetch
-        self._groups = RowGroups(folder, schema, split)
+        self._groups = RowGroups(folder, schema, split, skip_bad_rows=skip_bad_rows)
         order = self._order(0)
         self.steps = order.steps
         """Global batches an epoch."""
@@ -134,27 +137,52 @@ class Loader:
             into_dense[slots] = floats[:D].T
             into_labels[slots] = floats[D : D + T].T
             into_weights[slots] = floats[D + T] if schema.weight else 1
+        sparse = self._sparse(parts)
+        bad, skipped = _bad(parts)
+        if skipped:
+            for array in (into_dense, into_labels, into_weights):
+                array[bad] = 0
+            sparse = self._emptied(sparse, bad)
         slots_of_batch = Slots(seed=self._seed, step=step, first=self._first, weights=weights)
-        return Batch(sparse=self._sparse(parts), dense=dense, labels=labels, slots=slots_of_batch)
+        return Batch(sparse=sparse, dense=dense, labels=labels, slots=slots_of_batch, skipped=skipped)
 
     def _sparse(self, parts: Sequence[tuple[Piece, Block]]) -> KeyedJaggedTensor:
         """Ids by feature, then by slot; a padding slot's bags are empty."""
         B, F = self._slots, len(self._keys)
         rows = sum(piece.rows for piece, _ in parts)
         if rows == B and all(isinstance(run, slice) for run in self._runs):
-            lengths, offsets, per_key = self._ones, self._counting, [B] * F
-        else:
-            lengths = self._new((F * B,), _LENGTHS)
-            offsets = self._new((F * B + 1,), _LENGTHS)
-            lengths_FB = lengths.numpy().reshape(F, B)
-            self._fill_lengths(lengths_FB, parts)
-            offsets.numpy()[0] = 0
-            np.cumsum(lengths.numpy(), out=offsets.numpy()[1:])
-            per_key = lengths_FB.sum(axis=1).tolist()
-        values = self._new((sum(per_key),), _IDS)
+            values = self._new((F * B,), _IDS)
+            self._fill_values(values.numpy(), parts)
+            return self._jagged(values, self._ones, self._counting, [B] * F)
+        lengths = self._new((F * B,), _LENGTHS)
+        self._fill_lengths(lengths.numpy().reshape(F, B), parts)
+        values = self._new((int(lengths.numpy().sum()),), _IDS)
         self._fill_values(values.numpy(), parts)
+        return self._uneven(values, lengths)
+
+    def _emptied(self, sparse: KeyedJaggedTensor, bad: NDArray[np.intp]) -> KeyedJaggedTensor:
+        """The same with empty bags in these slots."""
+        real_FB = np.ones((len(self._keys), self._slots), np.bool_)
+        real_FB[:, bad] = False
+        real, before = real_FB.reshape(-1), sparse.lengths().numpy()
+        kept = sparse.values().numpy()[np.repeat(real, before)]
+        values, lengths = self._new(kept.shape, _IDS), self._new(before.shape, _LENGTHS)
+        values.numpy()[:] = kept
+        np.multiply(before, real, out=lengths.numpy())
+        return self._uneven(values, lengths)
+
+    def _uneven(self, values: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
+        offsets = self._new((len(lengths) + 1,), _LENGTHS)
+        offsets.numpy()[0] = 0
+        np.cumsum(lengths.numpy(), out=offsets.numpy()[1:])
+        per_key = lengths.numpy().reshape(len(self._keys), self._slots).sum(axis=1).tolist()
+        return self._jagged(values, lengths, offsets, per_key)
+
+    def _jagged(
+        self, values: Tensor, lengths: Tensor, offsets: Tensor, per_key: list[int]
+    ) -> KeyedJaggedTensor:
         return KeyedJaggedTensor(
-            self._keys, values, lengths=lengths, offsets=offsets, stride=B, length_per_key=per_key
+            self._keys, values, lengths=lengths, offsets=offsets, stride=self._slots, length_per_key=per_key
         )
 
     def _fill_lengths(self, into_FB: NDArray[np.int32], parts: Sequence[tuple[Piece, Block]]) -> None:
@@ -194,6 +222,21 @@ class Loader:
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin)
+
+
+def _bad(parts: Sequence[tuple[Piece, Block]]) -> tuple[NDArray[np.intp], dict[Flaw, int]]:
+    """The slots of rows to be skipped, and how many there are for which flaw."""
+    slots = [np.empty(0, np.intp)]
+    skipped: dict[Flaw, int] = {}
+    for piece, block in parts:
+        if block.bad is None:
+            continue
+        begin, end = np.searchsorted(block.bad.rows, (piece.first, piece.first + piece.rows))
+        slots.append(block.bad.rows[begin:end] + (piece.slot - piece.first))
+        for flaw, count in zip(block.bad.flaws, np.bincount(block.bad.why[begin:end]).tolist(), strict=False):
+            if count:
+                skipped[flaw] = skipped.get(flaw, 0) + count
+    return np.concatenate(slots), skipped
 
 
 def _runs(schema: Schema) -> list[slice | int]:

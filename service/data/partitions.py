@@ -52,7 +52,9 @@ class Partitions:
         DataError: the dataset is missing or damaged.
     """
 
-    def __init__(self, watched: Path, dataset: Path, scratch: Path, *, settle_seconds: float = 5.0) -> None:
+    def __init__(
+        self, watched: Path, dataset: str | Path, scratch: Path, *, settle_seconds: float = 5.0
+    ) -> None:
         if scratch.resolve().is_relative_to(watched.resolve()):
             raise ConfigError(
                 f"{watched}: holds the folder of the encoded partitions, {scratch}; watch a folder of raw files only"

@@ -21,7 +21,7 @@ PART_GROUPS = 16
 """Row groups of a part file."""
 
 
-def encoder_of(dataset: Path, schema: Schema) -> Encoder:
+def encoder_of(dataset: str | Path, schema: Schema) -> Encoder:
     """The encoder of a dataset, which must be the one that the schema describes.
 
     Raises:

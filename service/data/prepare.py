@@ -69,7 +69,7 @@ def prepare(
     return schema
 
 
-def encode_file(dataset: Path, schema: Schema, raw_file: Path, out_split_folder: Path) -> int:
+def encode_file(dataset: str | Path, schema: Schema, raw_file: Path, out_split_folder: Path) -> int:
     """Encode a raw file with a dataset's vocabularies into `part-*.parquet`, rows in order; the number of rows.
 
     Labels may be absent or null and become 0; absent weights become 1.

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sparta.models import storage
 from sparta.models.errors import DataError
 from sparta.service.data.hashing import mix64
 
@@ -166,18 +167,21 @@ class Vocabulary:
         columns: dict[str, Any] = {} if self.values is None else {"value": self.values}
         table = pa.table(columns | {"count": self.counts[1:]})
         meta = {_META: json.dumps({"zero": int(self.counts[0])}).encode()}
-        pq.write_table(table.replace_schema_metadata(meta), _path(dataset, feature), compression="zstd")
+        path = dataset.joinpath(*_place(feature))
+        pq.write_table(table.replace_schema_metadata(meta), path, compression="zstd")
 
 
-def load_vocabulary(dataset: Path, feature: str) -> Vocabulary:
-    """Values and training counts of one feature of a prepared dataset.
+def load_vocabulary(dataset: str | Path, feature: str) -> Vocabulary:
+    """Values and training counts of one feature of a prepared dataset, in a folder or at a URL.
 
     Raises:
         DataError: the file is missing or damaged.
+        ConfigError: a URL whose kind is unknown here.
     """
-    path = _path(dataset, feature)
+    path = storage.join(dataset, *_place(feature))
     try:
-        table = pq.read_table(path)
+        with storage.opened(path) as source:
+            table = pq.read_table(source)
         zero = json.loads(table.schema.metadata[_META])["zero"]
         counts = table["count"].to_numpy()
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
@@ -186,5 +190,5 @@ def load_vocabulary(dataset: Path, feature: str) -> Vocabulary:
     return Vocabulary(values, np.concatenate([np.array([zero], np.int64), counts]))
 
 
-def _path(dataset: Path, feature: str) -> Path:
-    return dataset / "vocab" / f"{feature}.parquet"
+def _place(feature: str) -> tuple[str, str]:
+    return "vocab", f"{feature}.parquet"

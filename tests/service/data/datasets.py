@@ -80,6 +80,27 @@ def random_table(schema: Schema, rows: int, seed: int = 0) -> pa.Table:
     return pa.table(arrays, schema=pa.schema([(name, arrow_type(schema, name)) for name in columns(schema)]))
 
 
+def poisoned(table: pa.Table, values: Mapping[tuple[str, int], object]) -> pa.Table:
+    """The table with other values at some (column, row)."""
+    for column, row in values:
+        at = table.column_names.index(column)
+        changed = table.column(at).to_pylist()
+        changed[row] = values[column, row]
+        table = table.set_column(at, table.field(at), pa.array(changed, table.field(at).type))
+    return table
+
+
+def flip(path: Path, row_group: int, column: int, back: int = 1, bytes_: int = 1) -> None:
+    """Damage bytes of a column's last page, the first of them `back` before its end."""
+    chunk = pq.read_metadata(path).row_group(row_group).column(column)
+    begin = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+    end = begin + chunk.total_compressed_size
+    content = bytearray(path.read_bytes())
+    for at in range(end - back, min(end - back + bytes_, end)):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
 @st.composite
 def schemas(draw: st.DrawFn) -> Schema:
     """Any mixture of dense, single- and multi-valued columns, tasks and weights (no splits yet)."""

@@ -20,33 +20,10 @@ from sparta.models.batch import Batch
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema
 from sparta.service.data.loader import Loader
+from tests.service.data.batches import Row, global_batches
 from tests.service.data.datasets import MIXED, columns, random_table, schemas, write_dataset
 
-Row = tuple[Any, ...]
-
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def unpack(schema: Schema, batch: Batch) -> list[Row | None]:
-    """A batch's slots as rows in the order of `columns`, None for padding; slow and obvious."""
-    B = len(batch.slots.weights)
-    assert batch.sparse.keys() == [feature.name for feature in schema.sparse]
-    assert batch.sparse.stride() == B
-    bags = {name: batch.sparse[name].to_dense() for name in batch.sparse.keys()}  # noqa: SIM118
-    rows: list[Row | None] = []
-    for slot in range(B):
-        ids = [bags[feature.name][slot].tolist() for feature in schema.sparse]
-        values = [*batch.dense[slot].tolist(), *batch.labels[slot].tolist()]
-        weight = float(batch.slots.weights[slot])
-        if weight == 0:
-            assert not any(ids)
-            assert not any(values)
-            rows.append(None)
-            continue
-        single = [bag if feature.multi else bag[0] for feature, bag in zip(schema.sparse, ids, strict=True)]
-        assert all(f.multi or len(bag) == 1 for f, bag in zip(schema.sparse, ids, strict=True))
-        rows.append((*map(str, single), *values, *([weight] if schema.weight else [])))
-    return rows
 
 
 def file_rows(schema: Schema, table: pa.Table) -> list[Row]:
@@ -56,22 +33,6 @@ def file_rows(schema: Schema, table: pa.Table) -> list[Row]:
     return [
         tuple(str(row[name]) if name in sparse else row[name] for name in names) for row in table.to_pylist()
     ]
-
-
-def global_batches(
-    folder: Path, schema: Schema, *, ranks: int = 1, epoch: int = 0, **kwargs: Any
-) -> list[list[Row]]:
-    """The rows of every global batch in slot order, put together from all ranks."""
-    loaders = [Loader(folder, schema, "train", rank=rank, ranks=ranks, **kwargs) for rank in range(ranks)]
-    assert len({loader.steps for loader in loaders}) == 1
-    batches = []
-    for parts in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
-        slots = [row for part in parts for row in unpack(schema, part)]
-        assert len({len(part.labels) for part in parts}) == 1
-        assert [part.slots.first for part in parts] == [r * len(parts[0].labels) for r in range(ranks)]
-        batches.append([row for row in slots if row is not None])
-    assert len(batches) == loaders[0].steps
-    return batches
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -10,16 +10,7 @@ import pytest
 
 from sparta.models.errors import DataError
 from sparta.service.data.loader import Loader
-from tests.service.data.datasets import MIXED, random_table, write_dataset
-
-
-def broken(column: str, index: int, value: object) -> pa.Table:
-    """MIXED's table of 100 rows with one value replaced."""
-    table = random_table(MIXED, 100)
-    at = table.column_names.index(column)
-    values = table.column(at).to_pylist()
-    values[index] = value
-    return table.set_column(at, table.field(at), pa.array(values, table.field(at).type))
+from tests.service.data.datasets import MIXED, flip, poisoned, random_table, write_dataset
 
 
 @pytest.mark.parametrize(
@@ -44,7 +35,9 @@ def broken(column: str, index: int, value: object) -> pa.Table:
 def test_a_bad_value_is_named_with_file_row_group_column_and_row(
     tmp_path: Path, column: str, value: object, rule: str
 ) -> None:
-    schema = write_dataset(tmp_path, MIXED, {"train": broken(column, 70, value)}, row_group=40)
+    schema = write_dataset(
+        tmp_path, MIXED, {"train": poisoned(random_table(MIXED, 100), {(column, 70): value})}, row_group=40
+    )
     loader = Loader(tmp_path, schema, "train", batch_size=16)
     with pytest.raises(DataError) as caught:
         list(loader.epoch(0))
@@ -87,13 +80,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 def test_damaged_pages_are_named_with_their_row_group(tmp_path: Path, damaged_bytes: int) -> None:
     schema = write_dataset(tmp_path, MIXED, {"train": random_table(MIXED, 1000)}, row_group=500)
     path = tmp_path / "train" / "part-00000.parquet"
-    column = pq.read_metadata(path).row_group(1).column(0)
-    content = bytearray(path.read_bytes())
-    begin = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
-    end = begin + column.total_compressed_size
-    for at in range(end - damaged_bytes, end):
-        content[at] ^= 0xFF
-    path.write_bytes(content)
+    flip(path, 1, 0, back=damaged_bytes, bytes_=damaged_bytes)
     with pytest.raises(
         DataError, match=r"part-00000.parquet: row group 1: not readable as Parquet"
     ) as caught:
