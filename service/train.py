@@ -16,6 +16,7 @@ from sparta.service.report import Scores, result_table, show
 from sparta.service.resume import check_resumable, circumstances, last_save, manifest_of, restore, state_of
 from sparta.service.run import RunDirectory
 from sparta.service.scoring import evaluate
+from sparta.service.skips import Skips
 from sparta.service.step import nothing
 from sparta.service.stop import Stop, Stopped, mark, unmark
 from sparta.service.trainer import Outcome, Trainer
@@ -80,6 +81,7 @@ def train(
         checkpoints = build.checkpoints(job, run, began=heartbeat.saving)
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
+        skips = Skips(job.tolerate.bad_rows, progress.note)
         trainer = Trainer(
             sharded=sharded,
             step=step,
@@ -99,6 +101,7 @@ def train(
             stop=stop,
             beat=heartbeat.beat,
             bad_steps=job.tolerate.bad_steps,
+            skips=skips,
         )
         if source and not found:
             start_from(source, schema, sharded, step, world, weights_only=weights_only)
@@ -122,6 +125,8 @@ def train(
                 mark(run.path, trainer.steps, saved)
             return None
     result = summary(job, outcome, scores, checkpoints.log, world)
+    if job.tolerate.bad_rows:
+        result["skipped"] = skips.summary()
     frequent = step.most_frequent()
     if frequent:
         result["most_frequent"] = {

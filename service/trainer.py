@@ -18,6 +18,7 @@ from sparta.service.history import History
 from sparta.service.prefetch import Prefetcher
 from sparta.service.progress import Progress
 from sparta.service.report import Scores
+from sparta.service.skips import Skips
 from sparta.service.step import Step
 from sparta.service.stop import Stop
 from sparta.service.world import World
@@ -59,6 +60,7 @@ class Trainer:
         stop: asked after every step.
         beat: told of every step.
         bad_steps: refused steps that are put up with.
+        skips: counts the rows that the feed leaves out.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Trainer:
         stop: Stop,
         beat: Callable[[str, int], None],
         bad_steps: int,
+        skips: Skips,
     ) -> None:
         self._sharded = sharded
         self._step = step
@@ -101,6 +104,7 @@ class Trainer:
         self._stop = stop
         self._beat = beat
         self._bad_steps = bad_steps
+        self._skips = skips
         self._meter = Meter(world.device)
         self.steps = 0
         """Optimizer steps behind us."""
@@ -147,6 +151,7 @@ class Trainer:
             "watch": self._watch.state(),
             "plateau": self._plateau.state() if self._plateau else None,
             "meter": self._meter.state_dict(),
+            "skips": self._skips.state_dict(),
             "feed": self._feed.state_dict(self.steps),
         }
 
@@ -160,6 +165,7 @@ class Trainer:
         if self._plateau and state["plateau"]:
             self._plateau.load(state["plateau"])
         self._meter.load_state_dict(state["meter"], self._world)
+        self._skips.load_state_dict(state["skips"])
         self._feed.load_state_dict(state["feed"])
 
     def _train(self, batch: Batch, meanwhile: Callable[[], None]) -> None:
@@ -168,6 +174,7 @@ class Trainer:
         refused = self._step.refused
         loss = self._step(batch, meanwhile)
         self.steps, self._settled = step, False
+        self._skips.add(batch.skipped)
         if self._step.refused == refused:
             self._meter.add(loss, batch)
             return
@@ -207,6 +214,7 @@ class Trainer:
     def _log(self, step: int) -> None:
         """One line of history: the mean loss of the steps since the line before."""
         loss, rate = self._meter.read()
+        self._skips.compare()
         self._progress.update(step, epoch=self._feed.epoch(step), loss=loss, examples_per_second=rate)
         if self._history:
             self._history.step(
