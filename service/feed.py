@@ -119,7 +119,7 @@ class Arrivals:
         while self.total_steps is None or step < self.total_steps:
             name = self._current or self._wait(idle)
             if name is None:
-                return
+                break
             loader = self._loader(self._world.once(lambda name=name: self._partitions.encode(name)))  # type: ignore[misc]
             if self._current is None:
                 self._current, self._first = name, step
@@ -130,9 +130,14 @@ class Arrivals:
             step = self._last
             self._done.append(name)
             self._current = None
-            if before is not None:  # the one after it is in a checkpoint
-                self._world.once(lambda before=before: self._partitions.drop(before))  # type: ignore[misc]
+            self._drop(before)  # the one after it is in a checkpoint
             before = name
+        self._drop(before)
+
+    def _drop(self, name: str | None) -> None:
+        """Remove what was encoded; it would be made anew if it were needed after all."""
+        if name is not None and self._world.first:
+            self._partitions.drop(name)
 
     def _wait(self, idle: Callable[[], None]) -> str | None:
         """The next partition; None if there has been none for too long."""

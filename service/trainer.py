@@ -120,8 +120,8 @@ class Trainer:
         """
         if not self._settled:
             self._settle()
-        self._meter.restart()
         for stretch in () if self._stopped else self._feed.stretches(self.steps, self._idle):
+            self._meter.restart()  # what came before was no training
             batches = Prefetcher(stretch, self._world.device, self._sharded.row_collections)
             for batch in batches:
                 self._train(batch, batches.ahead)
@@ -252,7 +252,7 @@ class Meter:
         return not self._read
 
     def restart(self) -> None:
-        """What came before this was no training."""
+        """Time counts from now on."""
         self._mark = time.perf_counter()
 
     def add(self, loss: Tensor, batch: Batch) -> None:
