@@ -151,12 +151,13 @@ class Checkpoints:
             self._error = str(error)
             self.log.failures += 1
             if rank() == 0:
-                print(
-                    f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
-                    file=sys.stderr,
-                )
                 with suppress(OSError):
                     self.storage.remove(name, disk.COMMIT)
+                with suppress(OSError):  # stderr may be a file on the same disk
+                    print(
+                        f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
+                        file=sys.stderr,
+                    )
         self._began("")
 
     def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:

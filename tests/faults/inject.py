@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sparta.service.checkpoint import manifest as disk
@@ -42,6 +43,27 @@ def at_step(rank: int, victim: int, step: int, number: int = signal.SIGKILL) -> 
             os.kill(os.getpid(), number)
 
     Heartbeat.beat = beat  # type: ignore[method-assign]
+
+
+def fill_disk(rank: int, folder: Path, save: int) -> None:
+    """Fill the file system of a folder while rank 0 writes the data of its so-manieth save; free it after that."""
+    seen = [0]
+    plain = Heartbeat.saving
+    filler = folder / "filler"
+
+    def saving(self: Heartbeat, phase: str) -> None:
+        plain(self, phase)
+        if rank:
+            return
+        seen[0] += phase == "data"
+        if phase == "data" and seen[0] == save:
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        if not phase:
+            filler.unlink(missing_ok=True)
+
+    Heartbeat.saving = saving  # type: ignore[method-assign]
 
 
 def commit_first(rank: int, then: Callable[..., None] | None = None, *arguments: object) -> None:
