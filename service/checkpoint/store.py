@@ -24,6 +24,7 @@ from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.sharding.collectives import from_first, gather, rank, ranks
+from sparta.sharding.state import check_names
 
 T = TypeVar("T")
 Which = Literal["best", "last"]
@@ -288,14 +289,10 @@ class Checkpoints:
                 raise DataError(f"{place}: {problem}; use another --checkpoint or train again")
         with one_line(place, "not readable; use another --checkpoint or train again"):
             # torch would leave out what the model does not have.
-            there = {
-                key
-                for key in sizes(self.storage, name)
-                if not key.startswith(RNG) and (not weights_only or key.startswith(WEIGHTS))
-            }
-            wanted = {key for key in state if not key.startswith(RNG)}
-            if there != wanted:
-                key = min(there ^ wanted)
-                problem = "is not in the model" if key in there else "is missing"
-                raise DataError(f"{place}: {key} {problem}; the checkpoint belongs to another job.yaml")
+            held = sizes(self.storage, name)
+            there = {key for key in held if not weights_only or key.startswith(WEIGHTS)}
+            try:
+                check_names(*({key for key in keys if not key.startswith(RNG)} for keys in (state, there)))
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)
