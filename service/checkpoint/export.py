@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -99,5 +99,5 @@ def load_export(folder: Path, state: Mapping[str, Tensor]) -> None:
                     window.values.copy_(
                         saved[window.row : window.row + rows, window.column : window.column + columns]
                     )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: not readable ({error}); export the run again") from error

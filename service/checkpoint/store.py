@@ -84,6 +84,7 @@ class Checkpoints:
         self._began("copy")
         copy = self._copies.take(state)
         stalled = time.perf_counter() - began
+        self._error = "it was broken off"  # until it has come to its end
         self._thread = threading.Thread(
             target=self._write, args=(copy, manifest, began, stalled), name="sparta-checkpoint"
         )

@@ -67,18 +67,21 @@ COMMIT, WEIGHTS, METADATA = (f"checkpoints/*/{name}" for name in ("COMMIT", "*.d
         (every("plan.json", Path.unlink), 4, "plan.json: no such plan"),
         (every("plan.json", lambda path: path.write_text("{}")), 4, "plan.json: ranks: "),
         (every("checkpoints", shutil.rmtree), 3, "checkpoints: holds no complete checkpoint"),
-        (every(COMMIT, Path.unlink), 3, "step-000000004: COMMIT is missing or broken"),
-        (every(COMMIT, lambda path: path.write_text('{"format": 1}')), 3, "COMMIT is missing or broken"),
+        (every(COMMIT, Path.unlink), 3, "checkpoints: holds no complete checkpoint"),
+        (every(COMMIT, lambda path: path.write_text('{"step": 4}')), 3, "COMMIT is missing or broken"),
         (every(COMMIT, lambda path: path.write_text('{"format": 9, "step": 4}')), 3, "checkpoint format 9"),
-        (every(WEIGHTS, Path.unlink), 3, "step-000000004: not readable; use another --checkpoint"),
+        (every(WEIGHTS, Path.unlink), 3, "step-000000004: __0_0.distcp is not readable (No such file"),
         (
             every(WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:99])),
             3,
-            "step-000000004: not readable",
+            "step-000000004: __0_0.distcp has 99 bytes of ",
         ),
-        (every(METADATA, Path.unlink), 3, "step-000000004: not readable"),
-        (every(METADATA, lambda path: path.write_bytes(b"\0")), 3, "step-000000004: not readable"),
-        (every("checkpoints/best", lambda path: path.write_text("step-9\n")), 3, "step-9: COMMIT is missing"),
+        (every(METADATA, Path.unlink), 3, "step-000000004: .metadata is not readable (No such file"),
+        (
+            every(METADATA, lambda path: path.write_bytes(b"\0")),
+            3,
+            "step-000000004: .metadata has 1 bytes of ",
+        ),
         (edit(lambda job: job["data"].update(path="/nowhere/data")), 3, "/nowhere/data: no such dataset"),
         (
             edit(lambda job: job["model"].update(name="dnn")),
@@ -90,7 +93,7 @@ COMMIT, WEIGHTS, METADATA = (f"checkpoints/*/{name}" for name in ("COMMIT", "*.d
             # On another number of ranks the plan is made anew, so that only the weights can tell.
             edit(lambda job: (job["model"].update(name="dnn"), job["train"].update(ranks=2))),
             3,
-            "the checkpoint belongs to another job.yaml",
+            "is not in the model: it belongs to another job; use that job.yaml",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_an_override_edits_before_validation(job_file: Path) -> None:
         ("data.batchsize=3", "data.batchsize: unknown key; did you mean data.batch_size?"),
         ("tables.C3.dims=3", "tables.C3.dims: unknown key; did you mean tables.C3.dim?"),
         ("train.early_stop.patince=1", "did you mean train.early_stop.patience?"),
-        ("colour=red", "colour: unknown key; known: name, data"),
+        ("colour=red", "colour: unknown key; known: format, name, data"),
         ("optim.tables.name=adagard", "did you mean adagrad?"),
         ("optim.dense.name=adamm", "did you mean adam?"),
         ("optim.tables={name: adagrad}", "engine rows has no adagrad"),

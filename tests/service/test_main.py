@@ -25,7 +25,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"\n    {verb} " in out for verb in VERBS)
+    assert all(f"\n    {verb}" in out for verb in VERBS)
 
 
 @pytest.mark.parametrize(
