@@ -111,28 +111,36 @@ class Arrivals:
         self._current: str | None = None
         self._first = 0
         """Steps before the current partition's first."""
-        self._last = 0
+        self._end = 0
         """Its last step."""
 
     def stretches(self, step: int, idle: Callable[[], None]) -> Iterator[Iterator[Batch]]:
         before: str | None = None
         while self.total_steps is None or step < self.total_steps:
-            name = self._current or self._wait(idle)
-            if name is None:
-                break
-            loader = self._loader(self._world.once(lambda name=name: self._partitions.encode(name)))  # type: ignore[misc]
+            if self._current is not None and step == self._end:
+                self._drop(before)  # the one after it is in a checkpoint
+                before = self._current
+                self._done.append(before)
+                self._current = None
             if self._current is None:
+                name = self._wait(idle)
+                if name is None:
+                    break
                 self._current, self._first = name, step
-            self._last = self._first + loader.steps
-            if self.total_steps is not None:
-                self._last = min(self._last, self.total_steps)
+            loader = self._loader(self._world.once(self._encoded))
+            self._end = self._first + loader.steps
             yield self._batches(loader, step)
             step = self._last
-            self._done.append(name)
-            self._current = None
-            self._drop(before)  # the one after it is in a checkpoint
-            before = name
         self._drop(before)
+
+    @property
+    def _last(self) -> int:
+        """The step after which the current partition is left."""
+        return self._end if self.total_steps is None else min(self._end, self.total_steps)
+
+    def _encoded(self) -> Path:
+        assert self._current is not None
+        return self._partitions.encode(self._current)
 
     def _drop(self, name: str | None) -> None:
         """Remove what was encoded; it would be made anew if it were needed after all."""
@@ -168,11 +176,8 @@ class Arrivals:
         return step == self._last
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        done, current = list(self._done), self._current
-        if current is not None and step == self._last:
-            done.append(current)
-            current = None
-        return {"done": done, "current": current, "first": self._first}
+        return {"done": list(self._done), "current": self._current, "first": self._first, "end": self._end}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._done, self._current, self._first = list(state["done"]), state["current"], state["first"]
+        self._done, self._current = list(state["done"]), state["current"]
+        self._first, self._end = state["first"], state["end"]

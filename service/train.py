@@ -126,6 +126,9 @@ def train(
             if world.first:
                 mark(run.path, trainer.steps, saved)
             return None
+        except BaseException:
+            checkpoints.wait()  # what is being written needs this rank and its process group until the end
+            raise
     result = summary(job, outcome, scores, checkpoints.log, world)
     if job.tolerate.bad_rows:
         result["skipped"] = skips.summary()
