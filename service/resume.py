@@ -83,6 +83,16 @@ def circumstances(job: Job, world: World) -> dict[str, Any]:
     }
 
 
+def changes(manifest: Manifest, job: Job, world: World) -> str:
+    """What is no longer as it was when a checkpoint was taken, if anything."""
+    now = circumstances(job, world)
+    return ", ".join(
+        f"{key} {manifest.about.get(key)} -> {now[key]}"
+        for key in ("ranks", "threads", "device", "machine", "versions")
+        if manifest.about.get(key) != now[key]
+    )
+
+
 def restore(
     name: str,
     manifest: Manifest,

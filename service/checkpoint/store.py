@@ -47,6 +47,7 @@ class Checkpoints:
         keep: newest ones to keep, beside the best of each.
         background: write beside the steps that follow.
         began: told of each phase of a save.
+        alive: called now and then while a save is waited for and bytes are still coming.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class Checkpoints:
         *,
         keep: int = 3,
         background: bool = True,
-        began: Callable[[str], None] = lambda phase: None,
+        began: Callable[[str], None] | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> None:
         self.storage = Storage(os.fspath(folder))
         self.log = Log()
         self._keep = keep
         self._background = background
-        self._began = began
+        self._began = began or (lambda phase: None)
+        self._alive = alive or (lambda: None)
         self._copies = Copies()
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
@@ -91,12 +94,8 @@ class Checkpoints:
         if not self._background:
             self.wait()
 
-    def wait(self, alive: Callable[[], None] = lambda: None) -> bool:
-        """Until the save under way has ended; whether the last one succeeded. Same on every rank.
-
-        Args:
-            alive: called now and then while bytes are still coming.
-        """
+    def wait(self) -> bool:
+        """Until the save under way has ended; whether the last one succeeded. Same on every rank."""
         if self._thread is None:
             return self._error is None
         written = -1
@@ -104,17 +103,17 @@ class Checkpoints:
             self._thread.join(0.5)
             if (now := self.log.bytes_written) != written:
                 written = now
-                alive()
+                self._alive()
         self._thread = None
         return self._error is None
 
-    def finish(self, alive: Callable[[], None] = lambda: None) -> None:
+    def finish(self) -> None:
         """Wait for the last save. Collective.
 
         Raises:
             DataError: it failed, so the run's last weights are nowhere.
         """
-        if not self.wait(alive):
+        if not self.wait():
             since = "from the start" if self.saved is None else f"from step {self.saved}"
             raise DataError(
                 f"{self.storage.root}: the last checkpoint could not be written ({self._error}); free space and go on "
