@@ -17,7 +17,7 @@ from sparta.service.resume import (
     changes,
     check_resumable,
     circumstances,
-    last_save,
+    fits,
     manifest_of,
     restore,
     state_of,
@@ -132,9 +132,12 @@ def train(
                 )
             scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
         except Stopped:
-            saved = last_save(checkpoints, job, stop, trainer, save)
+            left = stop.seconds_left(job.checkpoint.grace_seconds)
+            if fits(checkpoints, state_of(sharded, step, world), left):
+                save(trainer.state_dict())
+            checkpoints.wait()
             if world.first:
-                mark(run.path, trainer.steps, saved)
+                mark(run.path, trainer.steps, checkpoints.saved)
             return None
     result = summary(job, outcome, scores, checkpoints.log, world)
     if job.tolerate.bad_rows:

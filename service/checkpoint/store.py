@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
-from sparta.service.checkpoint.copies import Copies
+from sparta.service.checkpoint.copies import Copies, bytes_of
 from sparta.service.checkpoint.files import one_line, read, sizes, write
 from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.manifest import Manifest
@@ -120,9 +120,9 @@ class Checkpoints:
                 f"{since} with --resume"
             )
 
-    def expected_seconds(self) -> float:
+    def expected_seconds(self, state: Mapping[str, Any]) -> float:
         """How long a save would take, one that is under way included."""
-        one = self.log.seconds or 1.0 + self.log.bytes / ASSUMED_BYTES_PER_SECOND
+        one = self.log.seconds or 1.0 + bytes_of(state) / ASSUMED_BYTES_PER_SECOND
         return one * (2 if self._thread and self._thread.is_alive() else 1)
 
     def _write(self, state: Mapping[str, Any], manifest: Manifest, began: float, stalled: float) -> None:
@@ -147,7 +147,7 @@ class Checkpoints:
             if rank() == 0:
                 self._began("retain")
                 self._retain()
-        except DataError as error:
+        except Exception as error:  # a rank that died is for the steps to tell
             self._error = str(error)
             self.log.failures += 1
             if rank() == 0:
@@ -187,8 +187,8 @@ class Checkpoints:
                 answer[0] = work()
             except DataError as error:
                 answer[0] = error
-            except OSError as error:
-                answer[0] = DataError(error.strerror or str(error))
+            except Exception as error:  # whatever a storage's package raises; nobody must be left waiting
+                answer[0] = DataError(getattr(error, "strerror", None) or str(error) or type(error).__name__)
         if ranks() > 1:
             dist.broadcast_object_list(answer, group=self._group)
         if isinstance(answer[0], DataError):
@@ -218,7 +218,6 @@ class Checkpoints:
             if manifest and not problem:
                 self.saved = manifest.step
                 self._settled = manifest.step if manifest.training.get("settled") else None
-                self.log.bytes = manifest.bytes
                 return name, manifest
             if rank() == 0:
                 aside = f"{disk.DAMAGED}{name}"
