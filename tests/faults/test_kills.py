@@ -33,6 +33,16 @@ def test_a_kill_between_two_saves_changes_nothing(job: Path, unkilled: Path, tmp
     assert harness.digests(run) == harness.digests(unkilled)
 
 
+def test_a_kill_while_the_directory_is_claimed_leaves_no_run(
+    job: Path, unkilled: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert start(job, run, 2, inject.in_claim, 0).wait()[0] == -9
+    assert (run / "job.yaml").exists()
+    assert start(job, run, 2).wait() == [0, 0]
+    assert harness.digests(run) == harness.digests(unkilled)
+
+
 def test_a_commit_that_comes_first_is_reported_as_a_loss(job: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(job, run, 2, inject.commit_first, inject.at_phase, 0, "data", 3, 0).wait()
