@@ -34,7 +34,7 @@ from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.plan import make_plan
 from sparta.sharding.quiet import silence
 from sparta.sharding.rows.step import RowsStep
-from sparta.sharding.shard import shard
+from sparta.sharding.shard import Sharded, shard
 
 FIELDS, HIDDEN = 39, (400, 400, 400)
 RATE = 1e-3
@@ -59,6 +59,11 @@ ON_GPUS: dict[str, dict[str, object]] = {"fbgemm adam": {"name": "adam", "engine
 
 
 def trainer(setting: dict[str, object], rows: int, options: argparse.Namespace) -> Step:
+    """The step of a model."""
+    return built(setting, rows, options)[1]
+
+
+def built(setting: dict[str, object], rows: int, options: argparse.Namespace) -> tuple[Sharded, Step]:
     """A model with its step; every one starts from the same weights."""
     schema = Schema(
         sparse=tuple(Feature(name=f"C{i}", rows=max(2, rows // FIELDS)) for i in range(1, FIELDS + 1)),
@@ -82,7 +87,7 @@ def trainer(setting: dict[str, object], rows: int, options: argparse.Namespace) 
     sharded = shard(model, plan, optimizers=optimizers, device=torch.device(options.device), seed=1)
     dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE)
     if setting.get("engine") == "fbgemm":
-        return FusedStep(sharded, dense, ranks=1)
+        return sharded, FusedStep(sharded, dense, ranks=1)
     step = RowsStep(
         sharded.module,
         dense,
@@ -90,7 +95,7 @@ def trainer(setting: dict[str, object], rows: int, options: argparse.Namespace) 
         ascend_every=setting.get("every", 1),  # type: ignore[arg-type]
         ascend_precision=setting.get("precision", "fp32"),  # type: ignore[arg-type]
     )
-    return RowStep(sharded, dense, step, ranks=1, every=setting.get("share", 1))  # type: ignore[arg-type]
+    return sharded, RowStep(sharded, dense, step, ranks=1, every=setting.get("share", 1))  # type: ignore[arg-type]
 
 
 def batches(rows: int, count: int, options: argparse.Namespace) -> list[Batch]:

@@ -125,7 +125,8 @@ class BatchNorm(nn.Module):
 class MLP(nn.Module):
     """Linear, then batch norm, ReLU, dropout (each if asked for), repeated; optionally a last Linear.
 
-    Order as FuxiCTR's MLP_Block; weights Xavier-normal with zero bias, also as there.
+    Order as FuxiCTR's MLP_Block; weights Xavier-normal with zero bias, also as there. A Linear before batch norm
+    has no bias: it would be taken away again, and its gradient is rounding noise, of which Adam makes whole steps.
 
     Args:
         width: columns of the input.
@@ -149,7 +150,7 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList()
         self.dropouts = nn.ModuleList()
         for index, units in enumerate(hidden):
-            self.linears.append(linear(width, units))
+            self.linears.append(linear(width, units, bias=not batch_norm))
             self.norms.append(BatchNorm(units) if batch_norm else nn.Identity())
             self.dropouts.append(Dropout(dropout, f"{name}.{index}"))
             width = units

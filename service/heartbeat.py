@@ -96,7 +96,9 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        with suppress(OSError):  # a full disk is no reason to stop
             os.pwrite(self._file, (json.dumps(self._line) + "\n").encode().rjust(LINE_BYTES), 0)
 
     def _watch(self) -> None:

@@ -7,6 +7,7 @@ JSON does not know (NaN, infinity) is null.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ class History:
             lines = [line for line in read_history(path) if line["step"] <= until]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._path = path
+        self._unwritten = ""
+
+    def close(self) -> None:
+        """See that every line is in the file.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        if self._unwritten:
+            raise DataError(f"{self._path}: the last lines could not be written; free space and use --resume")
 
     def step(self, step: int, epoch: int, loss: float, examples: int, **more: float) -> None:
         """Note a step: the mean loss since the last note, the samples trained on so far."""
@@ -50,9 +61,16 @@ class History:
         self._write({"step": step, "epoch": epoch, "eval": split, **by_metric})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        # Opened for each line: a reader on another machine of a network disk sees it once it is closed.
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        self._unwritten += json.dumps(_finite(line), allow_nan=False) + "\n"
+        size = self._path.stat().st_size
+        try:
+            # Opened for each line: a reader on another machine of a network disk sees it once it is closed.
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+        except OSError:  # a disk may be full while a checkpoint is written to it: with the next line, then
+            os.truncate(self._path, size)
+        else:
+            self._unwritten = ""
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ rich draws as if on a terminal. Without it rich decides.
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -100,19 +101,23 @@ class Progress:
             self._bar.update(self._task, completed=step, status="  ".join(parts))
         elif self._clock() >= self._next_line or step == self.total_steps:
             self._next_line = self._clock() + LINE_SECONDS
-            self._out.print(Text("step " + "  ".join(parts)), soft_wrap=True)
+            self._print("step " + "  ".join(parts))
 
     def note(self, text: str) -> None:
         """Tell something that is no progress, above the bar."""
+        self._print(f"note: {text}")
+
+    def _print(self, line: str) -> None:
         if self._out is not None:
-            self._out.print(Text(f"note: {text}"), soft_wrap=True)
+            with suppress(OSError):  # stderr may be a file, on a disk that is full just now
+                self._out.print(Text(line), soft_wrap=True)
 
     def validated(self, metrics: Mapping[str, Mapping[str, float | None]]) -> None:
         """Show from now on the AUC of the latest evaluation, the mean of the tasks."""
         values = [value for task in metrics.values() if (value := task.get("auc")) is not None]
         self._validation = f"AUC {sum(values) / len(values):.4f}" if values else ""
-        if self._out is not None and self._bar is None and self._validation:
-            self._out.print(Text(f"valid  {self._validation}"), soft_wrap=True)
+        if self._bar is None and self._validation:
+            self._print(f"valid  {self._validation}")
 
     def _eta(self, step: int) -> str:
         """Time left at the mean pace so far, evaluations included."""

@@ -3,8 +3,8 @@
 The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +12,12 @@ from torch import Tensor
 from sparta.models.batch import Batch
 from sparta.models.loss import loss
 from sparta.sharding.collectives import total
+from sparta.sharding.dense_state import DENSE_OPTIM, DenseState
+from sparta.sharding.fused_state import FusedTables
+from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.shard import Sharded
+from sparta.sharding.state import OPTIM, State, check_all, dense_tensors
 
 
 def nothing() -> None:
@@ -40,11 +44,28 @@ class Step(Protocol):
         """Steps so far that left everything as it was, because something was not finite."""
         ...
 
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any) -> None: ...
-
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         """Of tables that count how often rows occur: the largest count (N*), and the row; collective."""
+        ...
+
+    def state_dict(self) -> State:
+        """What it has learned beside the weights: `optim/...` of tables, `dense_optim/...` of the rest.
+
+        With `Sharded.state_dict()` all that the next steps depend on, and like that independent of the plan and
+        in memory that is shared with what is live, where that is there. Names are the same on all ranks and
+        before the first step.
+        """
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take such a state, or one of whole tensors; collective.
+
+        A state that torch.distributed.checkpoint has read into `state_dict()` is given here too: not all of it
+        was live.
+
+        Raises:
+            DataError: it is of another job; then everything is as it was.
+        """
         ...
 
 
@@ -78,31 +99,49 @@ class DenseRate:
 class FusedStep:
     """Engine fbgemm: forward, backward, in which the tables step by themselves, dense step.
 
+    Where the loss is not finite on any rank, nothing changes on any of them: the host waits for the forward pass
+    to know. A gradient that overflows inside backward is not caught: what the tables have applied there cannot
+    be taken back. Engine rows does catch it.
+
     Args:
         clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
     """
 
-    refused = 0  # what backward has applied cannot be taken back
-
     def __init__(
         self, sharded: Sharded, dense: torch.optim.Optimizer, *, ranks: int, clip_norm: float | None = None
     ) -> None:
+        self.refused = 0
         self._sharded = sharded
         self._dense = dense
         self._rate = DenseRate(dense)
         self._loss = BatchLoss(sharded, ranks)
         self._ranks = ranks
         self._clip_norm = clip_norm
+        self._buffers = list(dense_tensors(sharded.model)[1].values())
+        self._tables = FusedTables(sharded.model, sharded.plan, sharded.optimizers)
+        self._learned = DenseState(dense, sharded.dense_parameters())
 
     def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
+        before = [buffer.clone() for buffer in self._buffers]
+        self._tables.begin()
         value = self._loss(batch)
+        if total((~value.detach().isfinite()).float()):
+            self._refuse(before)
+            meanwhile()
+            return value.detach() / self._ranks
         self._dense.zero_grad()
         torch.autograd.backward(value)
         meanwhile()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._sharded.dense_parameters().values(), self._clip_norm)
         self._dense.step()
+        self._tables.steps += 1
         return value.detach() / self._ranks
+
+    def _refuse(self, before: Sequence[Tensor]) -> None:
+        for buffer, was in zip(self._buffers, before, strict=True):
+            buffer.copy_(was)
+        self.refused += 1
 
     def set_lr(self, factor: float) -> None:
         self._rate.set(factor)
@@ -110,6 +149,14 @@ class FusedStep:
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         return {}
+
+    def state_dict(self) -> State:
+        return {**self._tables.state_dict(), **self._learned.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        check_all(self.state_dict(), state)  # before any part is copied
+        self._tables.load_state_dict(_below(OPTIM, state))
+        self._learned.load_state_dict(_below(DENSE_OPTIM, state))
 
 
 class RowStep:
@@ -124,11 +171,11 @@ class RowStep:
         self, sharded: Sharded, dense: torch.optim.Optimizer, rows: RowsStep, *, ranks: int, every: int = 1
     ) -> None:
         self._rows = rows
-        self._d = (dense, sharded.dense_parameters())
         self._rate = DenseRate(dense)
         self._loss = BatchLoss(sharded, ranks)
         self._ranks = ranks
         self._every = every
+        self._learned = DenseState(dense, sharded.dense_parameters())
 
     @property
     def refused(self) -> int:
@@ -147,26 +194,17 @@ class RowStep:
         self._rate.set(factor)
         self._rows.tables.set_lr(factor)
 
-    def state_dict(self) -> Any:
-        from sparta.sharding.rows.state import learning_state
-
-        names = {id(p): n for n, p in self._d[1].items()}
-        out = learning_state(self._rows.tables)
-        for g in self._d[0].param_groups:
-            for p in g["params"]:
-                st = self._d[0].state[p]
-                if not st:
-                    st.update(
-                        step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-                    )
-                for k, v in st.items():
-                    out[f"dense_optim/{names[id(p)]}/{k}"] = v
-        return out
-
-    def load_state_dict(self, state: Any) -> None:
-        from sparta.sharding.rows.state import load_learning
-
-        load_learning(self._rows.tables, {k: v for k, v in state.items() if k.startswith("optim/")})
-
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         return self._rows.tables.most_frequent()
+
+    def state_dict(self) -> State:
+        return {**learning_state(self._rows.tables), **self._learned.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        check_all(self.state_dict(), state)  # before any part is copied
+        load_learning(self._rows.tables, _below(OPTIM, state))
+        self._learned.load_state_dict(_below(DENSE_OPTIM, state))
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {name: value for name, value in state.items() if name.startswith(prefix)}

@@ -81,6 +81,7 @@ def train(
         checkpoints = build.checkpoints(job, run, began=heartbeat.saving)
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
+        history = History(run.history, until=start) if world.first else None
         skips = Skips(job.tolerate.bad_rows, progress.note)
         trainer = Trainer(
             sharded=sharded,
@@ -92,7 +93,7 @@ def train(
             watch=build.watch(job),
             stop_early=job.train.early_stop is not None,
             save=save,
-            history=History(run.history, until=start) if world.first else None,
+            history=history,
             progress=progress,
             world=world,
             log_every=job.train.log_every,
@@ -114,6 +115,7 @@ def train(
         try:
             outcome = trainer.run()
             checkpoints.finish(alive=lambda: heartbeat.beat("save"))
+            world.once(history.close if history else nothing)
             if tested_weights(job) == "best" and outcome.best_step is not None:
                 checkpoints.load(
                     sharded.state_dict(), checkpoints.of_step(outcome.best_step), weights_only=True

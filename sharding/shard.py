@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
@@ -30,11 +31,15 @@ from sparta.sharding.tables import collections_of, tables_of
 class Sharded:
     """A model spread over the ranks; made by `shard`."""
 
-    def __init__(self, module: DistributedModelParallel, plan: Plan) -> None:
+    def __init__(
+        self, module: DistributedModelParallel, plan: Plan, optimizers: Mapping[str, TableOptimizer]
+    ) -> None:
         self.module = module
         """Call it on a Batch for logits. With engine fbgemm its backward also steps the tables, with engine
         rows a `RowsStep` does."""
         self.plan = plan
+        self.optimizers = optimizers
+        """How each table learns."""
         self._groups: list[dict[str, Any]] = module.fused_optimizer.param_groups
         self._lrs = [group["lr"] for group in self._groups]
 
@@ -128,12 +133,25 @@ def shard(
             config.init_fn = _leave
     sharder = RowsSharder(learning) if engine is ENGINES["rows"] else Sharder(engine)
     module = DistributedModelParallel(model, device=device, plan=plan.torchrec(model), sharders=[sharder])
-    sharded = Sharded(module, plan)
+    _fix_buckets(module)
+    sharded = Sharded(module, plan, optimizers)
     with torch.no_grad():
         for name, row, column, weights in local_shards(sharded.model):
             std = (init_stds or {}).get(name, init_std)
             fill_normal(weights, key(seed, "table", name), row, column, by_name[name].dim, std)
     return sharded
+
+
+def _fix_buckets(module: nn.Module) -> None:
+    """Keep the places of dense gradients in the buckets that the ranks sum.
+
+    DistributedDataParallel would arrange them anew after the first step of a process, and where more than two
+    ranks sum, the order of the terms depends on the place: a run that resumes would round differently.
+    """
+    for child in module.modules():
+        if isinstance(child, DistributedDataParallel):
+            child.reducer._push_all_rebuilt_params()
+            child.reducer._rebuild_buckets()
 
 
 def _leave(weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ and another number of ranks; `dense/<name>` are plain tensors, equal on every ra
 would do but for padding: it refuses views, and the logical part of a padded shard is one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ from sparta.sharding.record import Plan
 
 TABLES = "tables/"
 DENSE = "dense/"
+OPTIM = "optim/"
+STEP = OPTIM + "step"
+SUM = "/sum"
+BY_COLUMNS = SUM + "@"
+"""What follows are the stored columns over which an accumulator is kept, where they are not just the table's."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +143,21 @@ def sharded_collections(module: nn.Module) -> Iterator[tuple[str, ShardedEmbeddi
             yield path, child
 
 
-def local_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor]]:
-    """(table, first row, first column, live weights with padding) of every shard or replica on this rank."""
+def local_bags(module: nn.Module) -> Iterator[tuple[list[tuple[str, int, int]], Any]]:
+    """Each of TorchRec's bags on this rank, after (table, first row, first column) of its shards or replicas."""
     for _, collection in sharded_collections(module):
         for lookup in collection._lookups:
             for bag in lookup._emb_modules:
-                weights = bag.split_embedding_weights()
-                for table, shard in zip(bag.config.embedding_tables, weights, strict=True):
-                    row, column = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
-                    yield table_name(table.name), row, column, shard.detach()
+                tables = bag.config.embedding_tables
+                offsets = [t.local_metadata.shard_offsets if t.local_metadata else (0, 0) for t in tables]
+                yield [(table_name(t.name), *place) for t, place in zip(tables, offsets, strict=True)], bag
+
+
+def local_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor]]:
+    """(table, first row, first column, live weights with padding) of every shard or replica on this rank."""
+    for shards, bag in local_bags(module):
+        for (name, row, column), weights in zip(shards, bag.split_embedding_weights(), strict=True):
+            yield name, row, column, weights.detach()
 
 
 def logical_tables(module: nn.Module, plan: Plan) -> dict[str, LogicalTable]:
@@ -185,9 +196,6 @@ def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Non
         DataError: a key is missing or too many, or a shape differs.
     """
     mine = state_of(module, plan)
-    for name in sorted(set(mine) ^ set(state)):
-        problem = "is missing in the saved weights" if name in mine else "is not in the model"
-        raise DataError(f"{name} {problem}; they belong to another job")
     check_all(mine, state)  # before anything is copied
     for name, target in mine.items():
         if isinstance(target, LogicalTable):
@@ -196,12 +204,43 @@ def load_into(module: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Non
             target.copy_(state[name])
 
 
-def check_all(mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """See whether a state of the same names fits.
+def check_names(mine: Collection[str], saved: Collection[str]) -> None:
+    """See whether a saved state has the names that this job's has.
+
+    torch.distributed.checkpoint leaves out what the job does not have and calls the rest missing: ask here first.
 
     Raises:
-        DataError: a shape differs, or the plan of pieces.
+        DataError: it has not.
     """
+    for name in sorted(set(mine) ^ set(saved)):
+        table = name.partition(BY_COLUMNS)[0].removesuffix(SUM)
+        here, there = (
+            [key for key in keys if key == table + SUM or key.startswith(table + BY_COLUMNS)]
+            for keys in (mine, saved)
+        )
+        if here and there and name in (*here, *there):
+            raise DataError(
+                f"{name}: the saved accumulators are {_over(there[0])}, the job's are {_over(here[0])}; take the "
+                "plan and engine it was saved under, or load the weights only; engine rows takes its own under any"
+                " plan"
+            )
+        problem = "is missing in the saved state" if name in mine else "is not in the model"
+        or_weights = "" if name.startswith((TABLES, DENSE)) else ", or load the weights only"
+        raise DataError(f"{name} {problem}: it belongs to another job; use that job.yaml{or_weights}")
+
+
+def _over(name: str) -> str:
+    columns = name.partition(BY_COLUMNS)[2]
+    return f"of a row's columns {columns}" if columns else "of whole rows"
+
+
+def check_all(mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """See whether a state can be taken.
+
+    Raises:
+        DataError: a key is missing or too many, a shape differs, or the plan of pieces.
+    """
+    check_names(mine.keys(), state.keys())
     for name, target in mine.items():
         if isinstance(target, LogicalTable):
             target.check(name, state[name])
@@ -212,5 +251,5 @@ def check_all(mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
 def _check_shape(name: str, mine: Tensor, saved: Tensor) -> None:
     if saved.shape != mine.shape:
         raise DataError(
-            f"{name} is {tuple(saved.shape)} in the saved weights, {tuple(mine.shape)} in the model"
+            f"{name} is {tuple(saved.shape)} in the saved state, {tuple(mine.shape)} in the model"
         )

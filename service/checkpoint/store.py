@@ -24,6 +24,7 @@ from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.sharding.collectives import from_first, gather, rank, ranks
+from sparta.sharding.state import check_names
 
 T = TypeVar("T")
 Which = Literal["best", "last"]
@@ -65,6 +66,7 @@ class Checkpoints:
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: str | None = None
+        self._broken: Exception | None = None
         self.saved: int | None = None
         """Step of the newest checkpoint that is known to be complete."""
         self._settled: int | None = None  # the step after which another save would be the same
@@ -105,6 +107,8 @@ class Checkpoints:
                 written = now
                 alive()
         self._thread = None
+        if self._broken is not None:
+            raise self._broken
         return self._error is None
 
     def finish(self, alive: Callable[[], None] = lambda: None) -> None:
@@ -151,12 +155,15 @@ class Checkpoints:
             self._error = str(error)
             self.log.failures += 1
             if rank() == 0:
-                print(
-                    f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
-                    file=sys.stderr,
-                )
                 with suppress(OSError):
                     self.storage.remove(name, disk.COMMIT)
+                with suppress(OSError):  # stderr may be a file on the same disk
+                    print(
+                        f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
+                        file=sys.stderr,
+                    )
+        except Exception as error:  # of a collective: another rank is gone, which is for the training to say
+            self._broken = error
         self._began("")
 
     def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:
@@ -287,14 +294,10 @@ class Checkpoints:
                 raise DataError(f"{place}: {problem}; use another --checkpoint or train again")
         with one_line(place, "not readable; use another --checkpoint or train again"):
             # torch would leave out what the model does not have.
-            there = {
-                key
-                for key in sizes(self.storage, name)
-                if not key.startswith(RNG) and (not weights_only or key.startswith(WEIGHTS))
-            }
-            wanted = {key for key in state if not key.startswith(RNG)}
-            if there != wanted:
-                key = min(there ^ wanted)
-                problem = "is not in the model" if key in there else "is missing"
-                raise DataError(f"{place}: {key} {problem}; the checkpoint belongs to another job.yaml")
+            held = sizes(self.storage, name)
+            there = {key for key in held if not weights_only or key.startswith(WEIGHTS)}
+            try:
+                check_names(*({key for key in keys if not key.startswith(RNG)} for keys in (state, there)))
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)

@@ -4,9 +4,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sparta.models.schema import Schema
+from sparta.service import train
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.heartbeat import Heartbeat
@@ -53,6 +55,33 @@ def in_claim(rank: int, victim: int) -> None:
 
     if rank == victim:
         Schema.save = save  # type: ignore[method-assign]
+
+
+def fill_disk(rank: int, folder: Path, save: int) -> None:
+    """Fill the file system of a folder while rank 0 writes the data of its so-manieth save; free it after that."""
+    seen = [0]
+    plain = Heartbeat.saving
+    filler = folder / "filler"
+
+    def saving(self: Heartbeat, phase: str) -> None:
+        plain(self, phase)
+        if rank:
+            return
+        seen[0] += phase == "data"
+        if phase == "data" and seen[0] == save:
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        if not phase:
+            filler.unlink(missing_ok=True)
+
+    Heartbeat.saving = saving  # type: ignore[method-assign]
+
+
+def in_check(rank: int, victim: int) -> None:
+    """Kill a rank before it tries the model, in which the others then wait for it."""
+    if rank == victim:
+        train.check_forward = lambda job, schema: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
 
 
 def commit_first(rank: int, then: Callable[..., None] | None = None, *arguments: object) -> None:

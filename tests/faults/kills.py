@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from sparta.models.errors import ConfigError, DataError
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.run import versions
@@ -37,6 +38,10 @@ GRACE_SECONDS = 20.0
 """Of the rank that was not killed, in which it is to end by itself."""
 MEETING_SECONDS = 3.0
 """The same before it has a heartbeat: whoever waits there for the dead is ended by torchrun, here by us."""
+
+
+REFUSALS = (ConfigError.exit_code, DataError.exit_code)
+"""Exit codes after which the launcher would not start the ranks again."""
 
 
 class Siege:
@@ -133,6 +138,8 @@ class Siege:
         phase, step = phase_of(attempt, aim.rank)
         self.by_phase[phase] += 1
         told = _lost(run, before)
+        if codes[other] in REFUSALS:
+            told.append(f"rank {other} took it for a mistake of the user's: {_last_words(run)}")
         if met:
             self.outlived_seconds = max(self.outlived_seconds, outlived)
             if codes[other] == -9:

@@ -228,14 +228,8 @@ def test_a_bad_value_ends_the_training_and_makes_no_result(
     assert not list(new.rglob("COMMIT"))
 
 
-@pytest.mark.parametrize(
-    "engine, words",
-    [
-        ("fbgemm", "step 2: the loss is nan; lower optim.tables.lr"),
-        ("rows", "step 2: the loss or a gradient is not finite, so the weights are those before it; lower"),
-    ],
-)
-def test_a_loss_that_is_no_number_ends_the_training(place: Path, engine: str, words: str) -> None:
+@pytest.mark.parametrize("engine", ["fbgemm", "rows"])
+def test_a_loss_that_is_no_number_ends_the_training(place: Path, engine: str) -> None:
     new = place / engine
     wild = (
         f"optim={{tables: {{name: sgd, engine: {engine}, lr: 1.0e+38}}, dense: {{name: sgd, lr: 1.0e+30}}}}"
@@ -245,6 +239,7 @@ def test_a_loss_that_is_no_number_ends_the_training(place: Path, engine: str, wo
     )
     said = err.splitlines()[-1]
     assert (code, out) == (3, "")
+    words = "step 2: the loss or a gradient is not finite, so the weights are those before it; lower"
     assert said.startswith(f"error: {words}")
     assert not list(new.rglob("COMMIT"))
 

@@ -135,6 +135,7 @@ def test_early_stopping_restores_the_best_weights(pool: Pool, data: Path, tmp_pa
         data,
         optim={"tables": {"name": "adagrad", "engine": "fbgemm", "lr": 2.0}, "dense": {"lr": 0.05}},
         train={"epochs": 20, "early_stop": {"metric": "logloss", "patience": 1}},
+        checkpoint={"keep": 1},
     )
     result = pool.run(1, run_job, job, tmp_path / "run")[0]
     evaluations = [line for line in toys.history(tmp_path / "run") if line.get("eval") == "valid"]

@@ -126,10 +126,10 @@ def test_weights_of_another_job_are_refused(pool: Pool) -> None:
     for message, words in zip(
         pool.run(1, refused)[0],
         (
-            "tables/C1 is missing in the saved weights",
+            "tables/C1 is missing in the saved state",
             "tables/C9 is not in the model",
-            "tables/C1 is (37, 12) in the saved weights, (37, 10) in the model",
-            "dense/deep.last.bias is (2,) in the saved weights, (1,) in the model",
+            "tables/C1 is (37, 12) in the saved state, (37, 10) in the model",
+            "dense/deep.last.bias is (2,) in the saved state, (1,) in the model",
         ),
         strict=True,
     ):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparta.models.errors import DataError
 from sparta.sharding.engines import TableOptimizer
-from sparta.sharding.rows.state import STEP, learning_state, load_learning
+from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
-from sparta.sharding.state import LogicalTable
+from sparta.sharding.state import STEP, LogicalTable
 from tests.pool import Pool
 from tests.sharding.rows.world import SHARDINGS, TableSpec, World, placements, run, sharded, whole_state
 
@@ -89,7 +89,7 @@ def refusals(rank: int, ranks: int) -> list[str]:
 def test_the_state_of_another_job_is_refused(pool: Pool) -> None:
     optimizer, shape = pool.run(1, refusals)[0]
     assert optimizer.startswith("optim/t0/count is missing in the saved state")
-    assert "optim/t0/exp_avg is (10, 8) in the saved weights, (9, 8) in the model" in shape
+    assert "optim/t0/exp_avg is (10, 8) in the saved state, (9, 8) in the model" in shape
 
 
 def half_fitting(rank: int, ranks: int) -> list[Tensor]:

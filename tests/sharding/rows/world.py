@@ -27,9 +27,9 @@ from sparta.sharding.collectives import gather
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows.learner import Learning
 from sparta.sharding.rows.sharder import RowsSharder
-from sparta.sharding.rows.state import OPTIM, learning_state, load_learning
+from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
-from sparta.sharding.state import LogicalTable, Window, local_shards
+from sparta.sharding.state import OPTIM, LogicalTable, Window, local_shards
 
 CPU = torch.device("cpu")
 

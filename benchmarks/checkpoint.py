@@ -1,0 +1,183 @@
+"""What checkpoints cost: the stall of a save beside a synchronous one, throughput with one every 200 steps, and
+resuming a table of 10M rows with Adam's state beside reading the same bytes with their checksums.
+
+DeepFM of the speed shape (benchmarks/helen_step.py), one process. Runs with and without saves take turns, so that
+whatever else the machine does hits both alike; prints one JSON object.
+
+    python benchmarks/checkpoint.py [--rounds 5] [--rows 1000000] [--large 10000000] [--folder DIR]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+import helen_step
+
+from sparta.launcher.local import MEMORY_AND_THREADS
+from sparta.service.checkpoint import manifest as disk
+from sparta.service.checkpoint.manifest import Manifest
+from sparta.service.checkpoint.store import WEIGHTS, Checkpoints
+from sparta.sharding.quiet import silence
+
+STEPS = 200
+"""Between two checkpoints."""
+
+
+class Saved:
+    """A model with its step, and checkpoints of both."""
+
+    def __init__(self, rows: int, folder: Path, options: argparse.Namespace, **how: Any) -> None:
+        self.sharded, self.step = helen_step.built({"name": "adam"}, rows, options)
+        self.checkpoints = Checkpoints(folder, keep=1, **how)
+        self.taken = 0
+
+    def state(self) -> dict[str, Any]:
+        return {**self.sharded.state_dict(), **self.step.state_dict()}
+
+    def save(self) -> float:
+        """Begin a save; the seconds that the training stands."""
+        self.taken += 1
+        began = time.perf_counter()
+        self.checkpoints.save(self.state(), Manifest(self.taken, {}))
+        return time.perf_counter() - began
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def stalls(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that a save holds the steps up: copied and written beside, or written at once."""
+    beside = Saved(options.rows, folder / "beside", options)
+    at_once = Saved(options.rows, folder / "at_once", options, background=False)
+    taken: dict[str, list[float]] = {"beside": [], "at_once": []}
+    for _ in range(rounds + 1):
+        taken["beside"].append(beside.save())
+        beside.checkpoints.wait()
+        taken["at_once"].append(at_once.save())
+    return {
+        "bytes": beside.checkpoints.log.bytes,
+        "first_stall_seconds": round(taken["beside"][0], 4),
+        "stall_seconds": round(statistics.median(taken["beside"][1:]), 4),
+        "synchronous_seconds": round(statistics.median(taken["at_once"][1:]), 4),
+        "stall_to_synchronous": ratio(taken["beside"][1:], taken["at_once"][1:]),
+    }
+
+
+def overhead(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Time of 200 steps with one save among them, to that without."""
+    saved = Saved(options.rows, folder / "overhead", options)
+    given = helen_step.batches(options.rows, 16, options)
+
+    def train() -> None:
+        for number in range(STEPS):
+            last = saved.step(given[number % len(given)])
+        last.item()
+
+    def with_a_save() -> None:
+        saved.save()
+        train()
+
+    saved.save()
+    train()
+    saved.checkpoints.wait()
+    taken: dict[str, list[float]] = {"plain": [], "saving": []}
+    for turn in range(rounds):
+        for name, work in [("plain", train), ("saving", with_a_save)][:: 1 if turn % 2 else -1]:
+            taken[name].append(seconds(work))
+            saved.checkpoints.wait()
+    return {
+        "plain_examples_per_second": round(STEPS * options.batch / statistics.median(taken["plain"])),
+        "time_with_saves": ratio(taken["saving"], taken["plain"]),
+        "save_seconds": round(saved.checkpoints.log.seconds or 0.0, 2),
+    }
+
+
+def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Finding, checking and loading a checkpoint, to reading its files once with their checksums."""
+    saved = Saved(options.large, folder / "large", options)
+    saved.save()
+    saved.checkpoints.wait()
+    storage = saved.checkpoints.storage
+    (name,) = disk.committed(storage)
+    manifest = disk.read_manifest(storage, name)
+
+    def resume() -> None:
+        found = saved.checkpoints.newest()
+        assert found is not None
+        state = saved.state()
+        saved.checkpoints.load(state, found[0], checked=True)
+        saved.step.load_state_dict({key: state[key] for key in state if not key.startswith(WEIGHTS)})
+
+    taken: dict[str, list[float]] = {"resume": [], "read": []}
+    for _ in range(rounds + 1):
+        taken["read"].append(
+            seconds(lambda: [disk.sha256(storage, f"{name}/{file}") for file in manifest.files])
+        )
+        taken["resume"].append(seconds(resume))
+    return {
+        "table_rows": options.large,
+        "bytes": manifest.bytes,
+        "resume_seconds": round(statistics.median(taken["resume"][1:]), 2),
+        "read_seconds": round(statistics.median(taken["read"][1:]), 2),
+        "resume_to_read": ratio(taken["resume"][1:], taken["read"][1:]),
+    }
+
+
+def ratio(of: list[float], to: list[float]) -> float:
+    """Median of the ratios of neighbouring rounds."""
+    return round(statistics.median(a / b for a, b in zip(of, to, strict=True)), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--large", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args(
+        namespace=argparse.Namespace(model="deepfm", dim=16, batch=4096, device="cpu")
+    )
+    silence()
+    torch.set_num_threads(options.threads)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        report = {
+            "stall": stalls(options.rounds, folder, options),
+            "every_200_steps": overhead(options.rounds, folder, options),
+            "resume": resuming(options.rounds, folder, options),
+            "table_rows": options.rows,
+            "threads": options.threads,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu")},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        print(json.dumps(report, indent=2))
+        dist.destroy_process_group()
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    if not MEMORY_AND_THREADS.keys() <= os.environ.keys():  # read when torch loads
+        os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
+    main()
