@@ -10,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python -m
 PACKAGES = launcher models optim service sharding
 
-.PHONY: install check test mutate demo bench clean
+.PHONY: install check test mutate faults demo bench clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,10 @@ test: check
 # 25 one-line bugs, each of which must turn a named law red; 15 minutes.
 mutate: install
 	$(RUN) tests.mutate
+
+# 200 kills at random times, after each of which training must go on as if there had been none; 10 minutes.
+faults: install
+	$(RUN) tests.faults.kills --kills 200 --log tests/faults/kills.jsonl
 
 demo: install
 	$(VENV)/bin/sparta demo

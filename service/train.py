@@ -52,7 +52,7 @@ def train(
         source: a run, checkpoint or export whose weights and learning state a new run begins with.
         weights_only: of `source`, the weights only.
     """
-    resumes = world.once(lambda: resume and run.job.exists())
+    resumes = world.once(lambda: resume and run.begun(job))
     if not resumes:
         world.once(run.check_free)
     schema = build.schema(job)

@@ -69,6 +69,7 @@ class Checkpoints:
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: str | None = None
+        self._broken: Exception | None = None
         self.saved: int | None = None
         """Step of the newest checkpoint that is known to be complete."""
         self._settled: int | None = None  # the step after which another save would be the same
@@ -105,6 +106,8 @@ class Checkpoints:
                 written = now
                 self._alive()
         self._thread = None
+        if self._broken is not None:
+            raise self._broken
         return self._error is None
 
     def finish(self) -> None:
@@ -158,6 +161,8 @@ class Checkpoints:
                         f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
                         file=sys.stderr,
                     )
+        except Exception as error:  # of a collective: another rank is gone, which is for the training to say
+            self._broken = error
         self._began("")
 
     def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:
