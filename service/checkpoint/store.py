@@ -150,17 +150,13 @@ class Checkpoints:
             if rank() == 0:
                 self._began("retain")
                 self._retain()
-        except Exception as error:  # a rank that died is for the steps to tell
+        except DataError as error:
             self._error = str(error)
             self.log.failures += 1
             if rank() == 0:
                 with suppress(OSError):
                     self.storage.remove(name, disk.COMMIT)
-                with suppress(OSError):  # stderr may be a file on the same disk
-                    print(
-                        f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
-                        file=sys.stderr,
-                    )
+                _note(f"{self.storage.place(name)}: not saved ({error}); free space, training goes on")
         except Exception as error:  # of a collective: another rank is gone, which is for the training to say
             self._broken = error
         self._began("")
@@ -202,10 +198,13 @@ class Checkpoints:
 
     def _retain(self) -> None:
         """Drop what need not be kept."""
-        stays = disk.kept(self.storage, self._keep)
-        for name in disk.committed(self.storage):
-            if name not in stays:
-                self.storage.remove(name, disk.COMMIT)
+        try:
+            stays = disk.kept(self.storage, self._keep)
+            for name in disk.committed(self.storage):
+                if name not in stays:
+                    self.storage.remove(name, disk.COMMIT)
+        except Exception as error:  # what is on the disk is good, only too much
+            _note(f"{self.storage.root}: old checkpoints could not be removed ({error}); training goes on")
 
     # --- finding and loading -----------------------------------------------------------------------------
 
@@ -216,7 +215,7 @@ class Checkpoints:
         """
         if rank() == 0:
             for name in list(disk.torn(self.storage)):
-                print(f"note: {self.storage.place(name)}: not complete, removed", file=sys.stderr)
+                _note(f"{self.storage.place(name)}: not complete, removed")
                 self.storage.remove(name, disk.COMMIT)
         for name in reversed(from_first(disk.committed(self.storage) if rank() == 0 else [])):
             manifest, problem = self._checked(name)
@@ -228,7 +227,7 @@ class Checkpoints:
                 aside = f"{disk.DAMAGED}{name}"
                 self.storage.remove(aside, disk.COMMIT)
                 self.storage.rename(name, aside)
-                print(f"note: {self.storage.place(name)}: {problem}; set aside as {aside}", file=sys.stderr)
+                _note(f"{self.storage.place(name)}: {problem}; set aside as {aside}")
         return None
 
     def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
@@ -299,3 +298,8 @@ class Checkpoints:
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)
+
+
+def _note(text: str) -> None:
+    with suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"note: {text}", file=sys.stderr)
