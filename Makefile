@@ -56,6 +56,7 @@ bench: install
 	$(VENV)/bin/python benchmarks/prepare.py
 	$(VENV)/bin/python benchmarks/kernels.py
 	$(VENV)/bin/python benchmarks/helen_step.py
+	$(VENV)/bin/python benchmarks/checkpoint.py
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
