@@ -10,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python -m
 PACKAGES = launcher models optim service sharding
 
-.PHONY: install check test mutate demo bench clean
+.PHONY: install check test mutate faults demo bench clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ test: check
 mutate: install
 	$(RUN) tests.mutate
 
+# 200 kills at random times, after each of which training must go on as if there had been none; 10 minutes.
+faults: install
+	$(RUN) tests.faults.kills --kills 200 --log tests/faults/kills.jsonl
+
 demo: install
 	$(VENV)/bin/sparta demo
 
@@ -52,6 +56,7 @@ bench: install
 	$(VENV)/bin/python benchmarks/prepare.py
 	$(VENV)/bin/python benchmarks/kernels.py
 	$(VENV)/bin/python benchmarks/helen_step.py
+	$(VENV)/bin/python benchmarks/checkpoint.py
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

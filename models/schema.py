@@ -81,7 +81,10 @@ class Schema(Record):
         raise KeyError(name)
 
     def save(self, folder: Path) -> None:
-        (folder / "schema.json").write_text(self.model_dump_json(indent=1) + "\n")
+        """Write `schema.json`, whole or not at all."""
+        draft = folder / "schema.json.draft"
+        draft.write_text(self.model_dump_json(indent=1) + "\n")
+        draft.replace(folder / "schema.json")
 
 
 def load_schema(folder: str | Path) -> Schema:

@@ -26,6 +26,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.job = path / "job.yaml"
+        self.schema = path / "schema.json"
         self.plan = path / "plan.json"
         self.history = path / "history.jsonl"
         self.result = path / "result.json"
@@ -49,8 +50,15 @@ class RunDirectory:
         if not os.access(there, os.W_OK | os.X_OK):
             raise ConfigError(f"{self.path}: {there} is not writable; give another --run-dir")
 
+    def begun(self, job: Job) -> bool:
+        """Whether there is a run to go on with; a start of this job that was killed in `claim` left none."""
+        torn = self.job.exists() and not self.schema.exists() and job.dump().startswith(self.job.read_text())
+        if torn:
+            self.job.unlink()
+        return self.job.exists()
+
     def claim(self, job: Job, schema: Schema) -> None:
-        """Write the resolved job, and what the data was: from now on the directory is this run's.
+        """Write the resolved job, then what the data was: from now on the directory is this run's.
 
         Raises:
             ConfigError: another run was quicker, or the disk refuses.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from sparta.models.errors import ConfigError, DataError
@@ -78,10 +79,19 @@ def locate(source: str) -> tuple[Storage, str]:
 
 
 def schema_of(storage: Storage, name: str) -> Schema:
-    """What the ids of a checkpoint mean."""
+    """What the ids of a checkpoint mean.
+
+    Raises:
+        DataError: it does not say.
+    """
     if disk.format_of(storage, name) == 1:
         return load_schema(Path(storage.root).parent)
-    return Schema.model_validate(disk.read_manifest(storage, name).schema)
+    try:
+        return Schema.model_validate(disk.read_manifest(storage, name).schema)
+    except ValidationError as error:
+        raise DataError(
+            f"{storage.place(name)}: does not say what its ids mean; take another checkpoint"
+        ) from error
 
 
 def check_ids(source: str, trained: Schema, schema: Schema) -> None:

@@ -53,7 +53,7 @@ def export(run: RunDirectory, storage: Storage, name: str, out: Path) -> int:
         where = {key: file for file, keys in zip(files, groups, strict=True) for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_atomically(draft / INDEX, json.dumps(index, indent=1) + "\n")
-        for path in (run.job, run.path / "schema.json"):
+        for path in (run.job, run.schema):
             shutil.copy(path, draft)
         draft.rename(out)
     except BaseException:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sparta.models.schema import Schema
+from sparta.service import train
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.heartbeat import Heartbeat
@@ -45,6 +47,16 @@ def at_step(rank: int, victim: int, step: int, number: int = signal.SIGKILL) -> 
     Heartbeat.beat = beat  # type: ignore[method-assign]
 
 
+def in_claim(rank: int, victim: int) -> None:
+    """Kill a rank when the run directory has its job and does not say yet what the data was."""
+
+    def save(self: Schema, folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == victim:
+        Schema.save = save  # type: ignore[method-assign]
+
+
 def fill_disk(rank: int, folder: Path, save: int) -> None:
     """Fill the file system of a folder while rank 0 writes the data of its so-manieth save; free it after that."""
     seen = [0]
@@ -64,6 +76,12 @@ def fill_disk(rank: int, folder: Path, save: int) -> None:
             filler.unlink(missing_ok=True)
 
     Heartbeat.saving = saving  # type: ignore[method-assign]
+
+
+def in_check(rank: int, victim: int) -> None:
+    """Kill a rank before it tries the model, in which the others then wait for it."""
+    if rank == victim:
+        train.check_forward = lambda job, schema: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
 
 
 def commit_first(rank: int, then: Callable[..., None] | None = None, *arguments: object) -> None:

@@ -33,6 +33,33 @@ def test_a_kill_between_two_saves_changes_nothing(job: Path, unkilled: Path, tmp
     assert harness.digests(run) == harness.digests(unkilled)
 
 
+def test_a_kill_while_the_directory_is_claimed_leaves_no_run(
+    job: Path, unkilled: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert start(job, run, 2, inject.in_claim, 0).wait()[0] == -9
+    assert (run / "job.yaml").exists()
+    assert start(job, run, 2).wait() == [0, 0]
+    assert harness.digests(run) == harness.digests(unkilled)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_in_the_last_save_is_not_blamed_on_the_checkpoint(
+    job: Path, tmp_path: Path, victim: int
+) -> None:
+    """A line `error: ...` would be a refusal: the launcher would not start the ranks again."""
+    attempt = start(job, tmp_path / "run", 2, inject.at_phase, victim, "data", 7, 0)
+    assert attempt.wait()[1 - victim] == 1
+    assert attempt.beats()[1 - victim]["step"] == 16
+    assert "\nerror: " not in attempt.said(1 - victim)
+
+
+def test_a_rank_that_dies_early_is_not_blamed_on_the_model(job: Path, tmp_path: Path) -> None:
+    attempt = start(job, tmp_path / "run", 2, inject.in_check, 1)
+    assert attempt.wait()[0] == 1
+    assert "error: model.name" not in attempt.said(0)
+
+
 def test_a_commit_that_comes_first_is_reported_as_a_loss(job: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(job, run, 2, inject.commit_first, inject.at_phase, 0, "data", 3, 0).wait()

@@ -239,9 +239,8 @@ def test_a_loss_that_is_no_number_ends_the_training(place: Path, engine: str) ->
     )
     said = err.splitlines()[-1]
     assert (code, out) == (3, "")
-    assert said.startswith(
-        "error: step 2: the loss or a gradient is not finite, so the weights are those before it; lower"
-    )
+    words = "step 2: the loss or a gradient is not finite, so the weights are those before it; lower"
+    assert said.startswith(f"error: {words}")
     assert not list(new.rglob("COMMIT"))
 
 
