@@ -4,7 +4,7 @@ Everything below takes plain keyword arguments; everything here is a function of
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -224,15 +224,14 @@ def step(job: Job, of: Sharded, world: World) -> Step:
     return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))
 
 
-def checkpoints(
-    job: Job, run: RunDirectory, began: Callable[[str], None] = lambda phase: None
-) -> Checkpoints:
-    """Where the run's checkpoints are; `began` is told of each phase of a save."""
+def checkpoints(job: Job, run: RunDirectory, heartbeat: Heartbeat | None = None) -> Checkpoints:
+    """Where the run's checkpoints are; the heartbeat tells of the phases of a save."""
     return Checkpoints(
         job.checkpoint.path or run.checkpoints,
         keep=job.checkpoint.keep,
         background=job.checkpoint.background,
-        began=began,
+        began=heartbeat.saving if heartbeat else None,
+        alive=(lambda: heartbeat.beat("save")) if heartbeat else None,
     )
 
 

@@ -107,7 +107,8 @@ class Heartbeat:
             place, waits = whereabouts(sys._current_frames().get(self._main))
             self._line.update(place=place[-200:], waits=waits)
             self._write()
-            if self._line["at"] != last:
+            # Loading a large checkpoint is no step; until training begins the collectives' own time limit holds.
+            if self._line["at"] != last or self._line["phase"] == "start":
                 last, since = self._line["at"], time.monotonic()
             if time.monotonic() - since > self._stuck_seconds:
                 self._give_up()

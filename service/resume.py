@@ -3,7 +3,7 @@
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from sparta.service.checkpoint.store import RNG, WEIGHTS, Checkpoints
 from sparta.service.config import Job
 from sparta.service.run import RunDirectory, versions
 from sparta.service.step import Step
-from sparta.service.stop import Stop
 from sparta.service.trainer import Trainer
 from sparta.service.world import World
 from sparta.sharding.collectives import from_first
@@ -83,6 +82,16 @@ def circumstances(job: Job, world: World) -> dict[str, Any]:
     }
 
 
+def changes(manifest: Manifest, job: Job, world: World) -> str:
+    """What is no longer as it was when a checkpoint was taken, if anything."""
+    now = circumstances(job, world)
+    return ", ".join(
+        f"{key} {manifest.about.get(key)} -> {now[key]}"
+        for key in ("ranks", "threads", "device", "machine", "versions")
+        if manifest.about.get(key) != now[key]
+    )
+
+
 def restore(
     name: str,
     manifest: Manifest,
@@ -105,19 +114,9 @@ def restore(
     trainer.load_state_dict(manifest.training)
 
 
-def last_save(
-    checkpoints: Checkpoints,
-    job: Job,
-    stop: Stop,
-    trainer: Trainer,
-    save: Callable[[Mapping[str, Any]], None],
-) -> int | None:
-    """Save once more if there is time; the step to go on from, None where there is none. Collective."""
-    left = stop.seconds_left(job.checkpoint.grace_seconds)
-    if from_first(checkpoints.expected_seconds() < left):
-        save(trainer.state_dict())
-    checkpoints.wait()
-    return checkpoints.saved
+def fits(checkpoints: Checkpoints, state: Mapping[str, Any], seconds: float) -> bool:
+    """Whether a save of a state would be done in so many seconds, on all ranks alike. Collective."""
+    return from_first(checkpoints.expected_seconds(state) < seconds)
 
 
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

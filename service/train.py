@@ -13,7 +13,15 @@ from sparta.service.curves import draw
 from sparta.service.history import History
 from sparta.service.progress import Progress
 from sparta.service.report import Scores, result_table, show
-from sparta.service.resume import check_resumable, circumstances, last_save, manifest_of, restore, state_of
+from sparta.service.resume import (
+    changes,
+    check_resumable,
+    circumstances,
+    fits,
+    manifest_of,
+    restore,
+    state_of,
+)
 from sparta.service.run import RunDirectory
 from sparta.service.scoring import evaluate
 from sparta.service.skips import Skips
@@ -78,7 +86,7 @@ def train(
             checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
             heartbeat.beat("save")
 
-        checkpoints = build.checkpoints(job, run, began=heartbeat.saving)
+        checkpoints = build.checkpoints(job, run, heartbeat)
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
         history = History(run.history, until=start) if world.first else None
@@ -108,13 +116,15 @@ def train(
             start_from(source, schema, sharded, step, world, weights_only=weights_only)
         if found:
             restore(*found, checkpoints, sharded, step, trainer, world)
+            if differs := changes(found[1], job, world):
+                progress.note(f"{differs}: the losses are equal up to rounding, not to the bit")
         if world.first:
             unmark(run.path)
         progress.begin(start)
         heartbeat.begin(start)
         try:
             outcome = trainer.run()
-            checkpoints.finish(alive=lambda: heartbeat.beat("save"))
+            checkpoints.finish()
             world.once(history.close if history else nothing)
             if tested_weights(job) == "best" and outcome.best_step is not None:
                 checkpoints.load(
@@ -122,9 +132,12 @@ def train(
                 )
             scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
         except Stopped:
-            saved = last_save(checkpoints, job, stop, trainer, save)
+            left = stop.seconds_left(job.checkpoint.grace_seconds)
+            if fits(checkpoints, state_of(sharded, step, world), left):
+                save(trainer.state_dict())
+            checkpoints.wait()
             if world.first:
-                mark(run.path, trainer.steps, saved)
+                mark(run.path, trainer.steps, checkpoints.saved)
             return None
     result = summary(job, outcome, scores, checkpoints.log, world)
     if job.tolerate.bad_rows:

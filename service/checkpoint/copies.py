@@ -40,3 +40,13 @@ class Copies:
             memory = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._memory[key] = memory
         return memory.copy_(value, non_blocking=True)
+
+
+def bytes_of(state: Mapping[str, Any]) -> int:
+    """Bytes that a copy of a state would take on this rank."""
+    parts = [
+        [window.values for window in value.windows] if isinstance(value, LogicalTable) else [value]
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    return sum(part.numel() * part.element_size() for one in parts for part in one)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
-from sparta.service.checkpoint.copies import Copies
+from sparta.service.checkpoint.copies import Copies, bytes_of
 from sparta.service.checkpoint.files import one_line, read, sizes, write
 from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.manifest import Manifest
@@ -47,6 +47,7 @@ class Checkpoints:
         keep: newest ones to keep, beside the best of each.
         background: write beside the steps that follow.
         began: told of each phase of a save.
+        alive: called now and then while a save is waited for and bytes are still coming.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class Checkpoints:
         *,
         keep: int = 3,
         background: bool = True,
-        began: Callable[[str], None] = lambda phase: None,
+        began: Callable[[str], None] | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> None:
         self.storage = Storage(os.fspath(folder))
         self.log = Log()
         self._keep = keep
         self._background = background
-        self._began = began
+        self._began = began or (lambda phase: None)
+        self._alive = alive or (lambda: None)
         self._copies = Copies()
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
@@ -92,12 +95,8 @@ class Checkpoints:
         if not self._background:
             self.wait()
 
-    def wait(self, alive: Callable[[], None] = lambda: None) -> bool:
-        """Until the save under way has ended; whether the last one succeeded. Same on every rank.
-
-        Args:
-            alive: called now and then while bytes are still coming.
-        """
+    def wait(self) -> bool:
+        """Until the save under way has ended; whether the last one succeeded. Same on every rank."""
         if self._thread is None:
             return self._error is None
         written = -1
@@ -105,28 +104,28 @@ class Checkpoints:
             self._thread.join(0.5)
             if (now := self.log.bytes_written) != written:
                 written = now
-                alive()
+                self._alive()
         self._thread = None
         if self._broken is not None:
             raise self._broken
         return self._error is None
 
-    def finish(self, alive: Callable[[], None] = lambda: None) -> None:
+    def finish(self) -> None:
         """Wait for the last save. Collective.
 
         Raises:
             DataError: it failed, so the run's last weights are nowhere.
         """
-        if not self.wait(alive):
+        if not self.wait():
             since = "from the start" if self.saved is None else f"from step {self.saved}"
             raise DataError(
                 f"{self.storage.root}: the last checkpoint could not be written ({self._error}); free space and go on "
                 f"{since} with --resume"
             )
 
-    def expected_seconds(self) -> float:
+    def expected_seconds(self, state: Mapping[str, Any]) -> float:
         """How long a save would take, one that is under way included."""
-        one = self.log.seconds or 1.0 + self.log.bytes / ASSUMED_BYTES_PER_SECOND
+        one = self.log.seconds or 1.0 + bytes_of(state) / ASSUMED_BYTES_PER_SECOND
         return one * (2 if self._thread and self._thread.is_alive() else 1)
 
     def _write(self, state: Mapping[str, Any], manifest: Manifest, began: float, stalled: float) -> None:
@@ -157,11 +156,7 @@ class Checkpoints:
             if rank() == 0:
                 with suppress(OSError):
                     self.storage.remove(name, disk.COMMIT)
-                with suppress(OSError):  # stderr may be a file on the same disk
-                    print(
-                        f"note: {self.storage.place(name)}: not saved ({error}); free space, training goes on",
-                        file=sys.stderr,
-                    )
+                _note(f"{self.storage.place(name)}: not saved ({error}); free space, training goes on")
         except Exception as error:  # of a collective: another rank is gone, which is for the training to say
             self._broken = error
         self._began("")
@@ -193,8 +188,8 @@ class Checkpoints:
                 answer[0] = work()
             except DataError as error:
                 answer[0] = error
-            except OSError as error:
-                answer[0] = DataError(error.strerror or str(error))
+            except Exception as error:  # whatever a storage's package raises; nobody must be left waiting
+                answer[0] = DataError(getattr(error, "strerror", None) or str(error) or type(error).__name__)
         if ranks() > 1:
             dist.broadcast_object_list(answer, group=self._group)
         if isinstance(answer[0], DataError):
@@ -203,10 +198,13 @@ class Checkpoints:
 
     def _retain(self) -> None:
         """Drop what need not be kept."""
-        stays = disk.kept(self.storage, self._keep)
-        for name in disk.committed(self.storage):
-            if name not in stays:
-                self.storage.remove(name, disk.COMMIT)
+        try:
+            stays = disk.kept(self.storage, self._keep)
+            for name in disk.committed(self.storage):
+                if name not in stays:
+                    self.storage.remove(name, disk.COMMIT)
+        except Exception as error:  # what is on the disk is good, only too much
+            _note(f"{self.storage.root}: old checkpoints could not be removed ({error}); training goes on")
 
     # --- finding and loading -----------------------------------------------------------------------------
 
@@ -217,20 +215,19 @@ class Checkpoints:
         """
         if rank() == 0:
             for name in list(disk.torn(self.storage)):
-                print(f"note: {self.storage.place(name)}: not complete, removed", file=sys.stderr)
+                _note(f"{self.storage.place(name)}: not complete, removed")
                 self.storage.remove(name, disk.COMMIT)
         for name in reversed(from_first(disk.committed(self.storage) if rank() == 0 else [])):
             manifest, problem = self._checked(name)
             if manifest and not problem:
                 self.saved = manifest.step
                 self._settled = manifest.step if manifest.training.get("settled") else None
-                self.log.bytes = manifest.bytes
                 return name, manifest
             if rank() == 0:
                 aside = f"{disk.DAMAGED}{name}"
                 self.storage.remove(aside, disk.COMMIT)
                 self.storage.rename(name, aside)
-                print(f"note: {self.storage.place(name)}: {problem}; set aside as {aside}", file=sys.stderr)
+                _note(f"{self.storage.place(name)}: {problem}; set aside as {aside}")
         return None
 
     def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
@@ -301,3 +298,8 @@ class Checkpoints:
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)
+
+
+def _note(text: str) -> None:
+    with suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"note: {text}", file=sys.stderr)

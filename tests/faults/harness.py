@@ -19,7 +19,7 @@ WALL_CLOCK = ("examples_per_second",)
 """Fields of history.jsonl that depend on the clock."""
 
 
-def write_job(folder: Path, data: Path, **sections: dict[str, Any]) -> Path:
+def write_job(folder: Path, data: Path, /, **sections: dict[str, Any]) -> Path:
     """A job on two ranks with Helen, dropout, batch norm, an evaluation in the middle and many checkpoints."""
     sections = {
         "optim": {
