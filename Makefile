@@ -43,7 +43,7 @@ test: check
 mutate: install
 	$(RUN) tests.mutate
 
-# 200 kills at random times, after each of which training must go on as if there had been none; 10 minutes.
+# 200 kills at random times, after each of which training must go on as if there had been none; 7 minutes.
 faults: install
 	$(RUN) tests.faults.kills --kills 200 --log tests/faults/kills.jsonl
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sparta.service.checkpoint import store
+from sparta.service.checkpoint.manifest import Manifest
 from tests.faults import harness, inject
 from tests.faults.ranks import start
 
@@ -43,15 +45,19 @@ def test_a_kill_while_the_directory_is_claimed_leaves_no_run(
     assert harness.digests(run) == harness.digests(unkilled)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_in_the_last_save_is_not_blamed_on_the_checkpoint(
-    job: Path, tmp_path: Path, victim: int
+def test_a_save_that_another_rank_has_broken_is_raised_where_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line `error: ...` would be a refusal: the launcher would not start the ranks again."""
-    attempt = start(job, tmp_path / "run", 2, inject.at_phase, victim, "data", 7, 0)
-    assert attempt.wait()[1 - victim] == 1
-    assert attempt.beats()[1 - victim]["step"] == 16
-    assert "\nerror: " not in attempt.said(1 - victim)
+    """It is neither complete nor a refusal, after which the launcher would not start the ranks again."""
+
+    def write(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(store, "write", write)
+    checkpoints = store.Checkpoints(tmp_path)
+    checkpoints.save({}, Manifest(3, {}))
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        checkpoints.finish()
 
 
 def test_a_rank_that_dies_early_is_not_blamed_on_the_model(job: Path, tmp_path: Path) -> None:
