@@ -1,10 +1,12 @@
 """Whether a job whose ranks failed is tried again: only where the next attempt may end otherwise.
 
 A rank that refused the job would refuse it again, and ranks that died before they finished a step would die
-there again; then the first failure is what the user reads, at once. torchrun's process alone knows the exit
+there again, but for those that somebody killed while they were starting again; then the first failure is what the
+user reads, at once. torchrun's process alone knows the exit
 codes of all its ranks, so it decides here (launcher/agent.py), once for all of them.
 """
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +29,8 @@ class Attempts:
     def again(self, codes: Mapping[int, int]) -> bool:
         """Whether to start the ranks again after they ended with `codes`; if so the user gets a note."""
         verdict = self._logs.verdict(codes)
-        if self._restarts == self._allowed or verdict.refused or not progressed(self._folder):
+        killed = self._restarts > 0 and -signal.SIGKILL in codes.values()
+        if self._restarts == self._allowed or verdict.refused or not (killed or progressed(self._folder)):
             return False
         if self._marker.read():
             return False

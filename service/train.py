@@ -87,6 +87,7 @@ def train(
             heartbeat.beat("save")
 
         checkpoints = build.checkpoints(job, run, heartbeat)
+        checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
         history = History(run.history, until=start) if world.first else None

@@ -76,14 +76,18 @@ class Checkpoints:
 
     # --- saving ------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make what the ranks need to save, before they train: a rank that dies here is noticed. Collective."""
+        if self._group is None and dist.is_initialized():
+            # Collectives of its own, so that those of the steps never wait for a disk.
+            self._group = dist.new_group(backend="gloo")
+
     def save(self, state: Mapping[str, Any], manifest: Manifest) -> None:
         """Copy the state and write it; a save that is under way is waited for first. Collective."""
         self.wait()
         if self._settled == manifest.step:
             return
-        if self._group is None and dist.is_initialized():
-            # Collectives of its own, so that those of the steps never wait for a disk.
-            self._group = dist.new_group(backend="gloo")
+        self.prepare()
         began = time.perf_counter()
         self._began("copy")
         copy = self._copies.take(state)

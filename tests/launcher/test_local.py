@@ -104,6 +104,16 @@ def test_ranks_that_make_progress_are_restarted_and_each_time_the_user_is_told(b
     )
 
 
+def test_a_rank_that_is_killed_while_all_start_again_is_no_reason_to_give_up(bench: Bench) -> None:
+    script = ["*@0:beat:0-1", "0@0:sleep:60", "0@1:sleep:60", "1@0:kill:SIGKILL", "1@1:kill:SIGKILL"]
+    outcome, out, err = bench.run(*script, "*:print:done", restarts=3)
+    assert (outcome, out) == (Outcome(0), "done\n")
+    assert [line.rpartition("restarted ")[2] for line in err.splitlines()] == [
+        "(1 of 3), resuming",
+        "(2 of 3), resuming",
+    ]
+
+
 def test_after_the_last_restart_the_last_failure_is_the_reason(bench: Bench) -> None:
     script = ["0@0:beat:0-1", "0@1:beat:1-2", "0@0:crash:first", "0@1:exit:7"]
     outcome, _, err = bench.run(*script, restarts=1)
