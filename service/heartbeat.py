@@ -56,7 +56,6 @@ class Heartbeat:
             "at": time.time(),
         }
         self._file = -1
-        self._entered = 0.0
         self._main = threading.get_ident()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sparta-heartbeat", daemon=True)
@@ -66,7 +65,6 @@ class Heartbeat:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = _path(self._folder, self._line["rank"])
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-            self._entered = time.time()
             self._write()
             self._thread.start()
         return self
@@ -132,8 +130,8 @@ class Heartbeat:
             file=sys.stderr,
             flush=True,
         )
-        ours = line.get("at", 0.0) >= self._entered  # the process is not that of an earlier attempt
-        if culprit != self._line["rank"] and line.get("host") == self._line["host"] and ours:
+        # All have written their beats since they were started, or this rank would not have begun.
+        if culprit != self._line["rank"] and line.get("host") == self._line["host"]:
             with suppress(ProcessLookupError):
                 os.kill(line["pid"], signal.SIGKILL)  # what is stopped does not hear torchrun's SIGTERM
         os._exit(STUCK_CODE)
