@@ -89,7 +89,8 @@ def train(
         checkpoints = build.checkpoints(job, run, heartbeat)
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
-        history = History(run.history, until=start) if world.first else None
+        settled = not found or found[1].training["settled"]
+        history = History(run.history, until=start, evaluated=settled) if world.first else None
         skips = Skips(job.tolerate.bad_rows, progress.note)
         trainer = Trainer(
             sharded=sharded,
