@@ -66,6 +66,13 @@ def train(
         build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
+
+    def take_over() -> None:
+        if source:
+            start_from(source, schema, sharded, step, world, weights_only=weights_only)
+
+    if not resumes:
+        take_over()
     world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
     if world.first:
         plan.save(run.plan)
@@ -113,8 +120,8 @@ def train(
             bad_steps=job.tolerate.bad_steps,
             skips=skips,
         )
-        if source and not found:
-            start_from(source, schema, sharded, step, world, weights_only=weights_only)
+        if resumes and not found:
+            take_over()
         if found:
             restore(*found, checkpoints, sharded, step, trainer, world)
             if differs := changes(found[1], job, world):

@@ -35,7 +35,9 @@ SLOTS = 4
 def batch(step: int) -> Batch:
     """As many samples as the step's number allows."""
     weights = (torch.arange(SLOTS) <= step % SLOTS).float()
-    sparse = KeyedJaggedTensor(keys=["C1"], values=torch.zeros(0), lengths=torch.zeros(SLOTS, dtype=torch.int32))
+    sparse = KeyedJaggedTensor(
+        keys=["C1"], values=torch.zeros(0), lengths=torch.zeros(SLOTS, dtype=torch.int32)
+    )
     return Batch(sparse, torch.zeros(SLOTS, 0), torch.zeros(SLOTS, 1), Slots(0, step, 0, weights))
 
 
@@ -119,7 +121,9 @@ class Job:
     saves: list[tuple[dict[str, Any], float]] = field(default_factory=list)
     trainer: Trainer | None = None
 
-    def run(self, saved: tuple[dict[str, Any], float] | None = None, cut: int | None = None) -> Outcome | None:
+    def run(
+        self, saved: tuple[dict[str, Any], float] | None = None, cut: int | None = None
+    ) -> Outcome | None:
         """From the start or a save to the end, or to the cut."""
         state, weight = json.loads(json.dumps(saved)) if saved else (None, 0.0)
         model = Model(self.bad, weight=weight)
