@@ -295,10 +295,7 @@ def parse_job(raw: Mapping[str, Any], source: str) -> Job:
         job = Job.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, Job)}") from error
-    path = os.path.expandvars(job.data.path)
-    if "$" in path:
-        raise ConfigError(f"{source}: data.path: {path} names a variable that is not set; export it")
-    data = job.data.model_copy(update={"path": _absolute(path)})
+    data = job.data.model_copy(update={"path": _expanded(job.data.path, f"{source}: data.path")})
     if data.watch:
         watch = data.watch.model_copy(update={"folder": _absolute(data.watch.folder)})
         data = data.model_copy(update={"watch": watch})
@@ -306,8 +303,16 @@ def parse_job(raw: Mapping[str, Any], source: str) -> Job:
     if sharding.plan != "auto":
         sharding = sharding.model_copy(update={"plan": _absolute(sharding.plan)})
     if checkpoint.path:
-        checkpoint = checkpoint.model_copy(update={"path": _absolute(os.path.expandvars(checkpoint.path))})
+        path = _expanded(checkpoint.path, f"{source}: checkpoint.path")
+        checkpoint = checkpoint.model_copy(update={"path": path})
     return job.model_copy(update={"data": data, "sharding": sharding, "checkpoint": checkpoint})
+
+
+def _expanded(path: str, place: str) -> str:
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise ConfigError(f"{place}: {expanded} names a variable that is not set; export it")
+    return _absolute(expanded)
 
 
 def _absolute(path: str) -> str:

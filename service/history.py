@@ -21,15 +21,17 @@ class History:
 
     Args:
         until: the step of the checkpoint that training goes on from; later lines are cut.
+        evaluated: whether the evaluation after that step is behind us; if not, it will be noted again.
     """
 
-    def __init__(self, path: Path, until: int | None = None) -> None:
+    def __init__(self, path: Path, until: int | None = None, *, evaluated: bool = True) -> None:
         path.touch()
         if until is None:
             _cut_torn_line(path)
         else:
             # What was done after the checkpoint will be done again.
-            lines = [line for line in read_history(path) if line["step"] <= until]
+            end = until, evaluated
+            lines = [line for line in read_history(path) if (line["step"], "eval" in line) <= end]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._path = path
         self._unwritten = ""

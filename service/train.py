@@ -66,6 +66,13 @@ def train(
         build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
+
+    def take_over() -> None:
+        if source:
+            start_from(source, schema, sharded, step, world, weights_only=weights_only)
+
+    if not resumes:
+        take_over()
     world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
     if world.first:
         plan.save(run.plan)
@@ -90,7 +97,8 @@ def train(
         checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
         start = found[1].step if found else 0
-        history = History(run.history, until=start) if world.first else None
+        settled = not found or found[1].training["settled"]
+        history = History(run.history, until=start, evaluated=settled) if world.first else None
         skips = Skips(job.tolerate.bad_rows, progress.note)
         trainer = Trainer(
             sharded=sharded,
@@ -113,8 +121,8 @@ def train(
             bad_steps=job.tolerate.bad_steps,
             skips=skips,
         )
-        if source and not found:
-            start_from(source, schema, sharded, step, world, weights_only=weights_only)
+        if resumes and not found:
+            take_over()
         if found:
             restore(*found, checkpoints, sharded, step, trainer, world)
             if differs := changes(found[1], job, world):

@@ -41,5 +41,6 @@ def test_each_partition_is_trained_on_once_also_when_killed(job: Path, tmp_path:
     assert [line["step"] for line in lines if "eval" in line] == [3, 4, 9]  # after each that has rows
     assert harness.history_of(cut) == lines
     manifest = json.loads((cut / "checkpoints" / "step-000000009" / "MANIFEST.json").read_text())
-    assert manifest["training"]["feed"]["done"] == list(ROWS)
+    feed = manifest["training"]["feed"]
+    assert ([*feed["done"], feed["current"]], feed["end"]) == (list(ROWS), 9)
     assert harness.digests(cut) == harness.digests(whole)

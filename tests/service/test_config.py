@@ -65,12 +65,24 @@ def test_an_override_edits_before_validation(job_file: Path) -> None:
         ("tables.C3={rho: 0.5}", "tables.C3.rho 0.5: its optimizer rowwise_adagrad does not read it"),
         ("optim.tables={name: helen, frequency: total}", "'total' is none of cumulative, batch, dataset"),
         ("train.epochs=-1", "train.epochs: -1: input should be greater than 0"),
+        ("checkpoint.evry=3", "checkpoint.evry: unknown key; did you mean checkpoint.every?"),
+        ("checkpoint.keep=0", "checkpoint.keep: 0: input should be greater than 0"),
+        ("tolerate.bad_row=3", "tolerate.bad_row: unknown key; did you mean tolerate.bad_rows?"),
+        ("tolerate.bad_rows=-1", "tolerate.bad_rows: -1"),
+        ("tolerate.stuck_seconds=0", "tolerate.stuck_seconds: 0: input should be greater than 0"),
+        ("data.watch={poll_seconds: 3}", "data.watch.folder: this key is required"),
+        ("data.watch={folder: x, idle_seconds: 0}", "data.watch.idle_seconds: 0"),
         ("model.embedding_dim=0", "model.embedding_dim: 0"),
         ("optim.tables.lr=.inf", "optim.tables.lr: inf"),
         ("data.batch_size=100", "batch_size 100 does not divide by streams 16"),
         ("data=3", "data: 3"),
         ("name=a/b", "name: 'a/b'"),
-        ("data.path=${NOT_SET_ANYWHERE}/x", "names a variable that is not set"),
+        (
+            "data.path=${NOT_SET_ANYWHERE}/x",
+            "data.path: ${NOT_SET_ANYWHERE}/x names a variable that is not set",
+        ),
+        ("checkpoint.path=s3://${NOT_SET_ANYWHERE}/x", "checkpoint.path: s3://${NOT_SET_ANYWHERE}/x names a"),
+        ("format=2", "format: job format 2, this sparta reads 1; write the job for this version"),
         ("optim.schedule.decay=exponential", "give a floor above 0"),
     ],
 )
@@ -106,6 +118,20 @@ def test_the_data_path_takes_the_environment_and_becomes_absolute(
     monkeypatch.setenv("SPARTA_DATA", "/somewhere")
     assert load_job(job_file, ["data.path=${SPARTA_DATA}/x"]).data.path == "/somewhere/x"
     assert Path(load_job(job_file).data.path).is_absolute()
+
+
+def test_checkpoints_may_be_behind_a_url_or_anywhere(job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "s3://b")
+    assert load_job(job_file, ["checkpoint.path=${BUCKET}/run"]).checkpoint.path == "s3://b/run"
+    assert load_job(job_file, ["checkpoint.path=here"]).checkpoint.path == str(Path("here").absolute())
+    assert load_job(job_file).checkpoint.path is None
+
+
+@pytest.mark.parametrize("override", ["train.epochs=2", "optim.schedule.decay=linear"])
+def test_what_arrives_has_no_known_end(job_file: Path, override: str) -> None:
+    assert load_job(job_file, ["data.watch.folder=raw"]).data.watch is not None
+    with pytest.raises(ConfigError, match=r"data\.watch: nobody knows how many steps there will be"):
+        load_job(job_file, ["data.watch.folder=raw", override])
 
 
 def test_every_setting_has_a_default_but_the_essential() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,3 +88,47 @@ def test_a_broken_line_is_named(path: Path, bad: str) -> None:
 def test_a_missing_file_is_named(path: Path) -> None:
     with pytest.raises(DataError, match=r"history\.jsonl: not readable"):
         read_history(path)
+
+
+def test_going_on_cuts_exactly_what_came_after_the_checkpoint(path: Path) -> None:
+    history = History(path)
+    for step in range(1, 6):
+        history.step(step, 0, 0.5, step)
+        if step % 2 == 0:
+            history.evaluation(step, 0, "valid", {"click": {"auc": 0.7}})
+    lines = read_history(path)
+    torn = path.read_text() + '{"step": 3, "ep'
+    for until in range(8):
+        for evaluated in (True, False):
+            path.write_text(torn)
+            History(path, until, evaluated=evaluated).step(99, 0, 0.5, 99)
+            *kept, last = read_history(path)
+            assert last["step"] == 99
+            assert kept == [
+                line
+                for line in lines
+                if line["step"] < until or (line["step"] == until and (evaluated or "eval" not in line))
+            ]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(path)
+    history.step(1, 0, 0.5, 1)
+    with monkeypatch.context() as patch:
+        plain = Path.open
+
+        def full(self: Path, *arguments: Any, **options: Any) -> Any:
+            with plain(self, *arguments, **options) as file:
+                file.write('{"step"')  # as much as there was room for
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(Path, "open", full)
+        history.step(2, 0, 0.5, 2)
+        history.step(3, 0, 0.5, 3)
+    assert [line["step"] for line in read_history(path)] == [1]
+    assert path.read_text().endswith("\n")
+    with pytest.raises(DataError, match="the last lines could not be written; free space and use --resume"):
+        history.close()
+    history.step(4, 0, 0.5, 4)
+    history.close()
+    assert [line["step"] for line in read_history(path)] == [1, 2, 3, 4]

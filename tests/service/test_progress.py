@@ -119,3 +119,30 @@ def test_without_the_launcher_rich_decides(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(TERMINAL, "")
     assert not console().is_terminal
     assert console().stderr
+
+
+def test_a_run_that_goes_on_says_so_and_knows_only_its_own_pace() -> None:
+    out, text = plain()
+    clock = Clock()
+    with Progress(10_000, out=out, clock=clock) as progress:
+        clock.now += 1e6  # loading
+        progress.begin(9_000)
+        clock.now += 3600
+        progress.update(9_500, epoch=1, loss=0.5, examples_per_second=2.5e6)
+    first, second = text.getvalue().splitlines()
+    assert first == "note: going on after step 9,000"
+    assert second.endswith("ETA 1:00:00")
+
+
+def test_a_run_that_begins_says_nothing_of_it() -> None:
+    out, text = plain()
+    with Progress(10, out=out) as progress:
+        progress.begin(0)
+    assert text.getvalue() == ""
+
+
+def test_without_an_end_there_is_no_time_left() -> None:
+    out, text = plain()
+    with Progress(None, out=out) as progress:
+        progress.update(1_500, epoch=1, loss=0.5, examples_per_second=2.5e6)
+    assert text.getvalue() == "step 1,500  epoch 1  loss 0.5000  2.5M ex/s\n"

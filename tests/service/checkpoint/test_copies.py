@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparta.service.checkpoint.copies import Copies
+from sparta.service.checkpoint.copies import Copies, bytes_of
 from sparta.sharding.state import LogicalTable, Window
 from tests.service.checkpoint.tables import numbers, pieces, state, values
 
@@ -71,3 +71,10 @@ def test_other_types_keep_their_type() -> None:
     counts = LogicalTable(4, 1, [Window(0, 0, torch.arange(4).view(4, 1))], dtype=torch.int64)
     copy = Copies().take({"optim/t/count": counts})["optim/t/count"]
     assert (copy.dtype, copy.windows[0].values.dtype) == (torch.int64, torch.int64)
+
+
+def test_the_size_is_that_of_this_ranks_part() -> None:
+    """7 x 4 floats of the table over the ranks, 3 floats and a count on each."""
+    for ranks in (1, 2, 3):
+        sizes = [bytes_of(state(1.0, rank, ranks)) for rank in range(ranks)]
+        assert sum(sizes) == 7 * 4 * 4 + ranks * (3 * 4 + 8)
