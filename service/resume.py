@@ -1,5 +1,6 @@
 """Going on with a run: whether it is the same job, and everything that has to be as it was."""
 
+import os
 import platform
 import random
 import time
@@ -14,11 +15,12 @@ from sparta.models.schema import Schema, load_schema
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.store import RNG, WEIGHTS, Checkpoints
 from sparta.service.config import Job
+from sparta.service.history import read_history
 from sparta.service.run import RunDirectory, versions
 from sparta.service.step import Step
 from sparta.service.trainer import Trainer
 from sparta.service.world import World
-from sparta.sharding.collectives import from_first
+from sparta.sharding.collectives import gather
 from sparta.sharding.shard import Sharded
 
 MAY_CHANGE = (
@@ -30,7 +32,10 @@ MAY_CHANGE = (
     "train.epochs",
     "train.max_steps",
     "train.log_every",
-    "checkpoint",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.background",
+    "checkpoint.grace_seconds",
     "tolerate",
 )
 """Keys of a job that may differ when a run goes on: the samples and their order stay."""
@@ -114,9 +119,25 @@ def restore(
     trainer.load_state_dict(manifest.training)
 
 
+def check_there(run: RunDirectory, job: Job, checkpoints: Checkpoints) -> None:
+    """Refuse to begin anew where the history says that there must have been a checkpoint.
+
+    Raises:
+        DataError: it is not where it should be, so beginning anew would overwrite what the run has come to.
+    """
+    steps = [line["step"] for line in read_history(run.history)] if run.history.exists() else []
+    if steps and steps[-1] > 2 * job.checkpoint.every:
+        raise DataError(
+            f"{checkpoints.storage.root}: holds no complete checkpoint, but the run has come to step {steps[-1]}; see "
+            f"that the storage is there, or remove {run.history} to begin anew"
+        )
+
+
 def fits(checkpoints: Checkpoints, state: Mapping[str, Any], seconds: float) -> bool:
-    """Whether a save of a state would be done in so many seconds, on all ranks alike. Collective."""
-    return from_first(checkpoints.expected_seconds(state) < seconds)
+    """Whether a save of a state would be done on every rank in so many seconds. Collective."""
+    # torchrun, which the launcher starts, kills the ranks so long after SIGTERM, whatever the job says.
+    limit = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "inf"))
+    return max(gather(checkpoints.expected_seconds(state))) < min(seconds, limit)
 
 
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

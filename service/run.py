@@ -5,6 +5,7 @@ runs/<name>/job.yaml   plan.json   history.jsonl   result.json   curves.png   ch
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,8 @@ from sparta.service.config import Job, load_job
 
 FORMAT = 1
 """Version of the run directory, written to result.json."""
+
+_RANKS = re.compile(r"^  ranks: .*\n", re.MULTILINE)
 
 _PACKAGES = ("sparta", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 
@@ -52,8 +55,12 @@ class RunDirectory:
 
     def begun(self, job: Job) -> bool:
         """Whether there is a run to go on with; a start of this job that was killed in `claim` left none."""
-        torn = self.job.exists() and not self.schema.exists() and job.dump().startswith(self.job.read_text())
-        if torn:
+        # Its text is this job's, whole or cut short, but for the ranks: a job file of the user's own is not.
+        mine, there = (
+            _RANKS.sub("", text)
+            for text in (job.dump(), self.job.read_text() if self.job.exists() else "not there")
+        )
+        if mine.startswith(there) and not self.schema.exists():
             self.job.unlink()
         return self.job.exists()
 

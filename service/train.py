@@ -1,8 +1,10 @@
 """`train`: a job, start to finish - build, train, test, result."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
+from sparta.models.errors import DataError, SpartaError
 from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.check import check_forward
@@ -16,6 +18,7 @@ from sparta.service.report import Scores, result_table, show
 from sparta.service.resume import (
     changes,
     check_resumable,
+    check_there,
     circumstances,
     fits,
     manifest_of,
@@ -52,6 +55,19 @@ def train(
         source: a run, checkpoint or export whose weights and learning state a new run begins with.
         weights_only: of `source`, the weights only.
     """
+    with Stop().listening() as stop:  # from here on SIGTERM ends the run in time
+        return _train(job, run, world, stop, resume, source, weights_only)
+
+
+def _train(
+    job: Job,
+    run: RunDirectory,
+    world: World,
+    stop: Stop,
+    resume: bool,
+    source: str | None,
+    weights_only: bool,
+) -> dict[str, Any] | None:
     resumes = world.once(lambda: resume and run.begun(job))
     if not resumes:
         world.once(run.check_free)
@@ -73,11 +89,8 @@ def train(
 
     if not resumes:
         take_over()
-    world.once(lambda: run.take_up(job) if resumes else run.claim(job, schema))
-    if world.first:
-        plan.save(run.plan)
+        world.once(lambda: run.claim(job, schema))
     with (
-        Stop().listening() as stop,
         build.heartbeat(job, run, world) as heartbeat,
         Progress(feed.total_steps, rank=world.rank) as progress,
     ):
@@ -96,6 +109,8 @@ def train(
         checkpoints = build.checkpoints(job, run, heartbeat)
         checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
+        if resumes and not found:
+            world.once(lambda: check_there(run, job, checkpoints))
         start = found[1].step if found else 0
         settled = not found or found[1].training["settled"]
         history = History(run.history, until=start, evaluated=settled) if world.first else None
@@ -127,28 +142,43 @@ def train(
             restore(*found, checkpoints, sharded, step, trainer, world)
             if differs := changes(found[1], job, world):
                 progress.note(f"{differs}: the losses are equal up to rounding, not to the bit")
+        if resumes:
+            world.once(lambda: run.take_up(job))
         if world.first:
+            plan.save(run.plan)
             unmark(run.path)
+        if source and not found:
+            save(trainer.state_dict())  # a resumed run has what was taken over from here
         progress.begin(start)
         heartbeat.begin(start)
         try:
             outcome = trainer.run()
             checkpoints.finish()
             world.once(history.close if history else nothing)
-            if tested_weights(job) == "best" and outcome.best_step is not None:
-                checkpoints.load(
-                    sharded.state_dict(), checkpoints.of_step(outcome.best_step), weights_only=True
-                )
+            weights = tested_weights(job)
+            if weights == "best" and outcome.best_step is not None:
+                try:
+                    best = world.once(lambda: checkpoints.of_step(outcome.best_step or 0))
+                    checkpoints.load(sharded.state_dict(), best, weights_only=True)
+                except DataError as error:  # its save failed, or it was damaged since
+                    progress.note(f"{error}: the last weights are tested instead")
+                    weights = "last"
             scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
         except Stopped:
             left = stop.seconds_left(job.checkpoint.grace_seconds)
+            if world.first:  # it may be over before a save under way has ended
+                mark(run.path, trainer.steps, checkpoints.saved)
             if fits(checkpoints, state_of(sharded, step, world), left):
                 save(trainer.state_dict())
             checkpoints.wait()
             if world.first:
                 mark(run.path, trainer.steps, checkpoints.saved)
             return None
-    result = summary(job, outcome, scores, checkpoints.log, world)
+        except SpartaError:
+            with suppress(Exception):  # what was done before the mistake is not to be lost
+                checkpoints.wait()
+            raise
+    result = summary(job, outcome, weights, scores, checkpoints.log, world)
     if job.tolerate.bad_rows:
         result["skipped"] = skips.summary()
     frequent = step.most_frequent()
@@ -233,7 +263,7 @@ def trained(
 
 
 def summary(
-    job: Job, outcome: Outcome, scores: dict[str, Scores], saving: Log, world: World
+    job: Job, outcome: Outcome, weights: str, scores: dict[str, Scores], saving: Log, world: World
 ) -> dict[str, Any]:
     """The content of result.json."""
     return {
@@ -244,7 +274,7 @@ def summary(
         "examples_per_second": round(outcome.examples / max(outcome.seconds, 1e-9), 1),
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped_early,
-        "weights": tested_weights(job),
+        "weights": weights,
         "eval": scores,
         "refused_steps": outcome.refused,
         "checkpoints": {

@@ -29,6 +29,10 @@ BY_COLUMNS = SUM + "@"
 """What follows are the stored columns over which an accumulator is kept, where they are not just the table's."""
 
 
+BLOCK_BYTES = 1 << 28
+"""Of a table's rows in one piece of a checkpoint, at most."""
+
+
 @dataclass(frozen=True)
 class Window:
     """This rank's piece of a table: where it starts, and its logical entries (a view of the live weights)."""
@@ -112,25 +116,35 @@ class LogicalTable(Tensor):
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         return [
             WriteItem(
-                index=MetadataIndex(fqn, window.offsets),
+                index=MetadataIndex(fqn, block.offsets),
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(window.offsets, window.values.size()),
-                    properties=TensorProperties(dtype=window.values.dtype),
+                    chunk=ChunkStorageMetadata(block.offsets, block.values.size()),
+                    properties=TensorProperties(dtype=block.values.dtype),
                     size=self.shape,
                 ),
             )
             for window in self.windows
+            for block in _blocks(window)
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(window.offsets, window.values.size()) for window in self.windows]
+        blocks = (block for window in self.windows for block in _blocks(window))
+        return [ChunkStorageMetadata(block.offsets, block.values.size()) for block in blocks]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         for window in self.windows:
-            if window.offsets == index.offset:
-                return window.values
+            for block in _blocks(window):
+                if block.offsets == index.offset:
+                    return block.values
         raise ValueError(f"no window of {index.fqn} starts at {index.offset} on this rank")
+
+
+def _blocks(window: Window) -> Iterator[Window]:
+    """Rows of a window that are stored as one: a reader has to hold a whole block, however little it needs."""
+    rows = max(1, BLOCK_BYTES // max(1, window.values.shape[1] * window.values.element_size()))
+    for first in range(0, len(window.values), rows):
+        yield Window(window.row + first, window.column, window.values[first : first + rows])
 
 
 State = dict[str, Tensor]

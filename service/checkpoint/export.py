@@ -5,7 +5,7 @@
     <out>/schema.json  job.yaml                  what the columns are, and the model
 
 Tables are whole and unpadded, named `tables/<name>`; dense parameters and buffers `dense/<name>`. Memory is that
-of the largest table. `sparta evaluate <out>` scores it.
+of the largest table and a block of rows. `sparta evaluate <out>` scores it.
 """
 
 import json

@@ -24,6 +24,10 @@ Files = dict[str, tuple[int, str]]
 """Bytes and sha256 by name."""
 
 
+OTHERS = "others"
+"""The phase of a save in which a rank has written what is his and waits."""
+
+
 class _Hashed:
     """A file being written; what torch's writers ask of it."""
 
@@ -72,6 +76,7 @@ class _Folder(FileSystemBase):
             hashed = _Hashed(file, self._wrote)
             yield hashed
         self.written[name] = (hashed.bytes, hashed.hash.hexdigest())
+        self._began(OTHERS)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         return f"{os.fspath(path)}/{suffix}"

@@ -27,6 +27,10 @@ PREFIX, DAMAGED = "step-", "damaged-"
 CHUNK_BYTES = 1 << 22
 
 
+class DamageError(DataError):
+    """A checkpoint that is not what was committed; one that cannot be read for another reason is not damaged."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint holds, beside its tensors."""
@@ -77,13 +81,14 @@ def format_of(storage: Storage, name: str) -> int:
     """The version of a checkpoint.
 
     Raises:
-        DataError: it has no COMMIT or one that is broken, or a version this sparta does not read.
+        DamageError: it has no COMMIT or one that is broken.
+        DataError: a version this sparta does not read.
     """
     place = storage.place(name)
     try:
         found = json.loads(storage.read(f"{name}/{COMMIT}"))["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(
             f"{place}: {COMMIT} is missing or broken, so the checkpoint is not complete; take another"
         ) from error
     if found not in (1, FORMAT):
@@ -97,7 +102,8 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
     """The manifest of a checkpoint, checked against COMMIT.
 
     Raises:
-        DataError: either is missing, broken or of another version.
+        DamageError: either is missing or broken.
+        DataError: another version.
     """
     place = storage.place(name)
     if format_of(storage, name) == 1:
@@ -109,18 +115,24 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
         text = storage.read(f"{name}/{MANIFEST}")
         expected = json.loads(storage.read(f"{name}/{COMMIT}"))["manifest"]
         if hashlib.sha256(text).hexdigest() != expected:
-            raise DataError(f"{place}: {MANIFEST} is not the one that was committed; take another checkpoint")
+            raise DamageError(
+                f"{place}: {MANIFEST} is not the one that was committed; take another checkpoint"
+            )
         raw = json.loads(text)
         files = {name: (int(size), str(digest)) for name, (size, digest) in raw.pop("files").items()}
         return Manifest(**raw, files=files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(
             f"{place}: {MANIFEST} is missing or broken ({error}); take another checkpoint"
         ) from error
 
 
 def damage(storage: Storage, name: str, manifest: Manifest, files: Iterable[str] | None = None) -> str | None:
-    """What is wrong with some files of a checkpoint (all by default), read to the last byte; None if nothing."""
+    """What is wrong with some files of a checkpoint (all by default), read to the last byte; None if nothing.
+
+    Raises:
+        OSError: the storage does not answer, which says nothing of the checkpoint.
+    """
     for file in manifest.files if files is None else files:
         size, digest = manifest.files[file]
         try:
@@ -129,8 +141,8 @@ def damage(storage: Storage, name: str, manifest: Manifest, files: Iterable[str]
                 return f"{file} has {found} bytes of {size}"
             if digest != sha256(storage, f"{name}/{file}"):
                 return f"{file} does not match its checksum"
-        except OSError as error:
-            return f"{file} is not readable ({error.strerror or error})"
+        except FileNotFoundError:
+            return f"{file} is gone"
     return None
 
 

@@ -5,7 +5,6 @@ store has a file when the upload has ended, whole or not at all.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,7 +114,3 @@ class Storage:
             self.remove_file(f"{name}/{first}")
         with suppress(FileNotFoundError):
             self.fs.rm(f"{self._path}/{name}", recursive=True)
-
-    def free_bytes(self) -> int | None:
-        """What the disk has left; None where nobody can say."""
-        return shutil.disk_usage(self._path).free if self.local else None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import torch.distributed as dist
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.copies import Copies, bytes_of
-from sparta.service.checkpoint.files import one_line, read, sizes, write
+from sparta.service.checkpoint.files import OTHERS, one_line, read, sizes, write
 from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
@@ -63,7 +64,7 @@ class Checkpoints:
         self.log = Log()
         self._keep = keep
         self._background = background
-        self._began = began or (lambda phase: None)
+        self._tell = began or (lambda phase: None)
         self._alive = alive or (lambda: None)
         self._copies = Copies()
         self._group: dist.ProcessGroup | None = None
@@ -72,6 +73,7 @@ class Checkpoints:
         self._broken: Exception | None = None
         self.saved: int | None = None
         """Step of the newest checkpoint that is known to be complete."""
+        self._phase = ""
         self._settled: int | None = None  # the step after which another save would be the same
 
     # --- saving ------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ class Checkpoints:
         """Make what the ranks need to save, before they train: a rank that dies here is noticed. Collective."""
         if self._group is None and dist.is_initialized():
             # Collectives of its own, so that those of the steps never wait for a disk.
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
     def save(self, state: Mapping[str, Any], manifest: Manifest) -> None:
         """Copy the state and write it; a save that is under way is waited for first. Collective."""
@@ -106,7 +108,8 @@ class Checkpoints:
         written = -1
         while self._thread.is_alive():
             self._thread.join(0.5)
-            if (now := self.log.bytes_written) != written:
+            # Who has written what is his waits for the others, who answer for themselves.
+            if (now := self.log.bytes_written) != written or self._phase == OTHERS:
                 written = now
                 self._alive()
         self._thread = None
@@ -158,12 +161,16 @@ class Checkpoints:
             self._error = str(error)
             self.log.failures += 1
             if rank() == 0:
-                with suppress(OSError):
+                with suppress(Exception):
                     self.storage.remove(name, disk.COMMIT)
                 _note(f"{self.storage.place(name)}: not saved ({error}); free space, training goes on")
         except Exception as error:  # of a collective: another rank is gone, which is for the training to say
             self._broken = error
         self._began("")
+
+    def _began(self, phase: str) -> None:
+        self._phase = phase
+        self._tell(phase)
 
     def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:
         self._began("manifest")
@@ -216,6 +223,9 @@ class Checkpoints:
         """The newest complete checkpoint, every byte of it checked; damaged ones are named and set aside.
 
         Folders without COMMIT are removed. Collective.
+
+        Raises:
+            DataError: the newest has another format, or the storage does not answer: no reason to set it aside.
         """
         if rank() == 0:
             for name in list(disk.torn(self.storage)):
@@ -236,13 +246,26 @@ class Checkpoints:
 
     def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
         """The manifest, and what is wrong with the checkpoint; each rank reads a share of the files."""
+        place = f"{self.storage.place(name)}: "
         try:
             manifest = self._first(lambda: disk.read_manifest(self.storage, name))
-        except DataError as error:
-            return None, str(error).removeprefix(f"{self.storage.place(name)}: ")
-        mine = disk.shares(manifest.files, ranks())[rank()]
-        found = gather(disk.damage(self.storage, name, manifest, mine))
-        return manifest, next((problem for problem in found if problem), None)
+        except disk.DamageError as error:
+            return None, str(error).removeprefix(place)
+        found = gather(self._damage(name, manifest, disk.shares(manifest.files, ranks())[rank()]))
+        for problem in found:
+            if isinstance(problem, DataError):
+                raise problem
+        return manifest, next((problem for problem in found if isinstance(problem, str)), None)
+
+    def _damage(self, name: str, manifest: Manifest, files: list[str]) -> str | DataError | None:
+        """What is wrong with some files, or why nobody knows."""
+        try:
+            return disk.damage(self.storage, name, manifest, files)
+        except Exception as error:  # whatever a storage's package raises
+            return DataError(
+                f"{self.storage.place(name)}: cannot be read ({error}); see to the storage, or remove the checkpoint, "
+                "and resume again"
+            )
 
     def find(self, which: Which) -> str:
         """The best checkpoint (the newest, when there was no evaluation), or the newest.
@@ -264,7 +287,7 @@ class Checkpoints:
         return self.of_step(best)
 
     def of_step(self, step: int) -> str:
-        """The checkpoint after a step.
+        """The checkpoint after a step. Not collective.
 
         Raises:
             DataError: it is gone.

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged after the fact: the bad one is named and set aside, training goes on."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def halfway(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (truncate, "bytes of"),
         (flip, "does not match its checksum"),
-        (gone(".metadata"), ".metadata is not readable"),
+        (gone(".metadata"), ".metadata is gone"),
         (gone("MANIFEST.json"), "MANIFEST.json is missing or broken"),
         (garbled("MANIFEST.json"), "MANIFEST.json is not the one that was committed"),
         (garbled("COMMIT"), "COMMIT is missing or broken"),
@@ -84,3 +85,50 @@ def test_what_a_killed_save_left_is_removed_and_nothing_complete_with_it(
     attempt.wait()
     assert f"{torn}: not complete, removed" in attempt.said(0)
     assert "going on after step 8" in attempt.said(0)
+
+
+def refused(job: Path, run: Path) -> str:
+    """What a resumption says that is refused and leaves all as it was."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".beat"}
+    attempt = start(job, run, 2)
+    assert attempt.wait() == [3, 3]
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+    return attempt.said(0).splitlines()[-1]
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_not_set_aside(
+    job: Path, halfway: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(halfway, run)
+    commit = newest(run) / "COMMIT"
+    commit.write_text(commit.read_text().replace('"format": 2', '"format": 9'))
+    assert f"{newest(run)}: checkpoint format 9, this sparta reads 2; use the sparta" in refused(job, run)
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(
+    job: Path, halfway: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(halfway, run)
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    assert "holds no complete checkpoint, but the run has come to step 10" in refused(job, run)
+
+
+def test_without_the_best_checkpoint_the_last_weights_are_tested(data: Path, tmp_path: Path) -> None:
+    wild = {"tables": {"name": "adam", "lr": 2.0}, "dense": {"name": "sgd", "lr": 5.0}}
+    job = harness.write_job(
+        tmp_path, data, optim=wild, train={"epochs": 3, "evaluate_every": 8, "ranks": 1, "early_stop": {}}
+    )
+    run = tmp_path / "run"
+    assert start(job, run, 1).wait() == [0]
+    result = json.loads((run / "result.json").read_text())
+    assert result["best_step"] < result["steps"], "the recipe is not wild enough for this test"
+    flip(run / "checkpoints" / f"step-{result['best_step']:09d}")
+    attempt = start(job, run, 1)
+    assert attempt.wait() == [0]
+    assert "does not match its checksum" in attempt.said(0)
+    assert "the last weights are tested instead" in attempt.said(0)
+    again = json.loads((run / "result.json").read_text())
+    assert (result["weights"], again["weights"]) == ("best", "last")

@@ -8,8 +8,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from sparta.models.errors import DataError
+from sparta.sharding import state
 from sparta.sharding.engines import SHARDING_TYPES
-from sparta.sharding.state import LogicalTable
+from sparta.sharding.state import LogicalTable, Window
 from tests.pool import Pool
 from tests.sharding import toys
 from tests.sharding.test_shard import sharded_toy, train, whole_tables
@@ -134,3 +135,28 @@ def test_weights_of_another_job_are_refused(pool: Pool) -> None:
         strict=True,
     ):
         assert words in message
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 64, 1 << 20])
+def test_tables_are_stored_in_blocks_of_rows_whatever_reads_them(
+    pool: Pool, tmp_path: Path, block_bytes: int
+) -> None:
+    assert pool.run(1, in_blocks, str(tmp_path / "state"), block_bytes) == [True]
+
+
+def in_blocks(rank: int, ranks: int, folder: str, block_bytes: int) -> bool:
+    """Whether a table of 7 rows comes back from blocks of one size into windows read by blocks of another."""
+    whole = torch.arange(7.0 * 3).reshape(7, 3)
+
+    def table(values: Tensor) -> LogicalTable:
+        return LogicalTable(7, 3, [Window(0, 0, values[:4]), Window(4, 0, values[4:])])
+
+    before, found = state.BLOCK_BYTES, torch.zeros(7, 3)
+    try:
+        state.BLOCK_BYTES = block_bytes
+        dcp.save({"t": table(whole)}, checkpoint_id=folder)
+        state.BLOCK_BYTES = 24
+        dcp.load({"t": table(found)}, checkpoint_id=folder)
+    finally:
+        state.BLOCK_BYTES = before
+    return torch.equal(found, whole)

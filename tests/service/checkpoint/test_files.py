@@ -73,7 +73,9 @@ def described(path: Path) -> tuple[int, str]:
 
 
 def test_phases_and_bytes_are_told_as_they_go(told: list[list[Any]]) -> None:
-    for of_rank, phases in zip(told, (["data", "metadata"], ["data"]), strict=True):
+    for of_rank, phases in zip(
+        told, (["data", "others", "metadata", "others"], ["data", "others"]), strict=True
+    ):
         for files, began, wrote in of_rank:
             assert began == phases
             assert wrote == sum(size for size, _ in files.values())

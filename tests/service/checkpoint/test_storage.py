@@ -133,13 +133,6 @@ def test_a_local_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(
     assert synced == [(f"{folder}/COMMIT.draft", ["COMMIT.draft"]), (folder, ["COMMIT"])]
 
 
-def test_only_a_local_disk_says_what_is_free(tmp_path: Path) -> None:
-    free = Storage(tmp_path).free_bytes()
-    assert free is not None
-    assert free > 0
-    assert Storage("memory://nowhere").free_bytes() is None
-
-
 def test_a_relative_path_is_where_it_was_when_the_folder_was_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def test_in_the_foreground_all_is_on_the_disk_at_once(alone: World, tmp_path: Pa
     checkpoints = Checkpoints(tmp_path, background=False, began=phases.append)
     checkpoints.save(state(1.0), manifest(1))
     assert disk.committed(checkpoints.storage) == ["step-000000001"]
-    assert phases == ["copy", "data", "metadata", "manifest", "commit", "retain", ""]
+    assert phases == ["copy", "data", "others", "metadata", "others", "manifest", "commit", "retain", ""]
 
 
 def test_the_newest_and_the_best_stay(alone: World, tmp_path: Path) -> None:
