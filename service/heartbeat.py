@@ -1,9 +1,10 @@
 """Where every rank is, on disk for all to see; and the end of a run in which one does not move.
 
 `<folder>/rank-<r>.beat` is one line of JSON, rewritten in place: the training thread writes it at every step,
-a second thread touches it every second, so that a process that was stopped tells from one that waits. When
-this rank has waited longer than `stuck_seconds`, it looks who holds all up, says so and ends the process;
-torchrun then ends the others, and starts all again.
+a second thread every second, with a number that grows, so that a process that was stopped tells from one that
+waits. That thread closes the file each time: on a network disk the other machines then see it. When this rank
+has waited longer than `stuck_seconds`, it looks twice who holds all up, says so and ends the process; torchrun
+then ends the others, and starts all again.
 """
 
 import json
@@ -26,7 +27,7 @@ FOLDER = "SPARTA_BEATS"
 LINE_BYTES = 512
 TOUCH_SECONDS = 1.0
 SILENT_SECONDS = 10.0
-"""Without a touch after which a process counts as stopped."""
+"""Between the two looks; clocks of several machines are not compared."""
 STUCK_CODE = 75
 """Exit code after which the launcher tries again, although the last line of the log is an error."""
 
@@ -54,6 +55,7 @@ class Heartbeat:
             "phase": "start",
             "saving": "",
             "at": time.time(),
+            "touches": 0,
         }
         self._file = -1
         self._main = threading.get_ident()
@@ -96,29 +98,45 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        if self._file < 0:
-            return
+        if self._file >= 0:
+            self._write_to(self._file)
+
+    def _write_to(self, file: int) -> None:
         with suppress(OSError):  # a full disk is no reason to stop
-            os.pwrite(self._file, (json.dumps(self._line) + "\n").encode().rjust(LINE_BYTES), 0)
+            os.pwrite(file, (json.dumps(self._line) + "\n").encode().rjust(LINE_BYTES), 0)
+
+    def _touch(self) -> None:
+        assert self._folder is not None
+        self._line["touches"] += 1
+        with suppress(OSError):
+            file = os.open(_path(self._folder, self._line["rank"]), os.O_WRONLY | os.O_CREAT, 0o644)
+            self._write_to(file)
+            os.close(file)
 
     def _watch(self) -> None:
         last, since = self._line["at"], time.monotonic()
         while not self._done.wait(min(TOUCH_SECONDS, self._stuck_seconds / 4)):
             place, waits = whereabouts(sys._current_frames().get(self._main))
-            self._line.update(place=place[-200:], waits=waits)
-            self._write()
+            self._line.update(place=place.encode("ascii", "replace").decode()[-200:], waits=waits)
+            self._touch()
             # Loading a large checkpoint is no step; until training begins the collectives' own time limit holds.
             if self._line["at"] != last or self._line["phase"] == "start":
                 last, since = self._line["at"], time.monotonic()
             if time.monotonic() - since > self._stuck_seconds:
-                self._give_up()
+                before = self._look()
+                self._done.wait(min(SILENT_SECONDS, self._stuck_seconds / 2))
+                if self._line["at"] == last and not self._done.is_set():
+                    self._touch()
+                    self._give_up(before)
 
-    def _give_up(self) -> None:
-        """Name the rank that holds all up, and end it and this process."""
+    def _look(self) -> dict[int, dict[str, Any]]:
         assert self._folder is not None
-        beats = read_beats(self._folder, self._ranks)
-        silent_seconds = min(SILENT_SECONDS, self._stuck_seconds / 2)
-        alive = {rank for rank, line in beats.items() if time.time() - line["touched"] < silent_seconds}
+        return read_beats(self._folder, self._ranks)
+
+    def _give_up(self, before: Mapping[int, Mapping[str, Any]]) -> None:
+        """Name the rank that holds all up, and end it and this process."""
+        beats = self._look()
+        alive = {r for r, line in beats.items() if line["touches"] != before.get(r, {}).get("touches")}
         culprit = blame(beats, self._ranks, alive)
         line = beats.get(culprit, {})
         who = f"rank {culprit}" + (f" on {line['host']}" if line else "")
@@ -138,13 +156,11 @@ class Heartbeat:
 
 
 def read_beats(folder: Path, ranks: int) -> dict[int, dict[str, Any]]:
-    """The last line of every rank that has one, with `touched`, when its process last showed life."""
+    """The last line of every rank that has one."""
     found = {}
     for rank in range(ranks):
         with suppress(OSError, ValueError):
-            path = _path(folder, rank)
-            line = json.loads(path.read_text())
-            found[rank] = {**line, "touched": path.stat().st_mtime}
+            found[rank] = json.loads(_path(folder, rank).read_text())
     return found
 
 

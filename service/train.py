@@ -152,6 +152,7 @@ def _train(
         progress.begin(start)
         heartbeat.begin(start)
         try:
+            stop.or_raise()
             outcome = trainer.run()
             checkpoints.finish()
             world.once(history.close if history else nothing)

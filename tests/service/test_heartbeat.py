@@ -200,7 +200,7 @@ def test_a_process_that_waits_still_shows_life(tmp_path: Path) -> None:
     with Heartbeat(tmp_path, rank=0, ranks=1, stuck_seconds=600):
         first = read_beats(tmp_path, 1)[0]
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (now := read_beats(tmp_path, 1)[0])["touched"] == first["touched"]:
+        while (now := read_beats(tmp_path, 1)[0])["touches"] == first["touches"]:
             assert time.monotonic() < deadline
             time.sleep(TOUCH_SECONDS / 20)
     assert now["at"] == first["at"]  # nothing was achieved
