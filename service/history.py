@@ -22,9 +22,12 @@ class History:
     Args:
         until: the step of the checkpoint that training goes on from; later lines are cut.
         evaluated: whether the evaluation after that step is behind us; if not, it will be noted again.
+        unwritten: lines that the checkpoint holds because the disk was full; they may have been written since.
     """
 
-    def __init__(self, path: Path, until: int | None = None, *, evaluated: bool = True) -> None:
+    def __init__(
+        self, path: Path, until: int | None = None, *, evaluated: bool = True, unwritten: str = ""
+    ) -> None:
         path.touch()
         if until is None:
             _cut_torn_line(path)
@@ -32,9 +35,11 @@ class History:
             # What was done after the checkpoint will be done again.
             end = until, evaluated
             lines = [line for line in read_history(path) if (line["step"], "eval" in line) <= end]
+            lines += [line for line in map(json.loads, unwritten.splitlines()) if line not in lines]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._path = path
-        self._unwritten = ""
+        self.unwritten = ""
+        """Lines that a full disk did not take; the next one tries again, and a checkpoint has them."""
 
     def close(self) -> None:
         """See that every line is in the file.
@@ -42,7 +47,7 @@ class History:
         Raises:
             DataError: the disk is full.
         """
-        if self._unwritten:
+        if self.unwritten:
             raise DataError(f"{self._path}: the last lines could not be written; free space and use --resume")
 
     def step(self, step: int, epoch: int, loss: float, examples: int, **more: float) -> None:
@@ -63,16 +68,16 @@ class History:
         self._write({"step": step, "epoch": epoch, "eval": split, **by_metric})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._unwritten += json.dumps(_finite(line), allow_nan=False) + "\n"
+        self.unwritten += json.dumps(_finite(line), allow_nan=False) + "\n"
         size = self._path.stat().st_size
         try:
             # Opened for each line: a reader on another machine of a network disk sees it once it is closed.
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._unwritten)
+                file.write(self.unwritten)
         except OSError:  # a disk may be full while a checkpoint is written to it: with the next line, then
             os.truncate(self._path, size)
         else:
-            self._unwritten = ""
+            self.unwritten = ""
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ def random_state(rank: int) -> dict[str, Any]:
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     return {f"{RNG}{rank}": state}
 
@@ -166,5 +166,5 @@ def set_random_state(mine: Mapping[str, Any]) -> None:
     random.setstate(mine["python"])
     np.random.set_state(mine["numpy"])
     torch.set_rng_state(mine["torch"])
-    if "cuda" in mine and torch.cuda.is_available():
+    if "cuda" in mine and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(mine["cuda"])

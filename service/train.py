@@ -113,7 +113,10 @@ def _train(
             world.once(lambda: check_there(run, job, checkpoints))
         start = found[1].step if found else 0
         settled = not found or found[1].training["settled"]
-        history = History(run.history, until=start, evaluated=settled) if world.first else None
+        unwritten = found[1].training["unwritten"] if found else ""
+        history = (
+            History(run.history, until=start, evaluated=settled, unwritten=unwritten) if world.first else None
+        )
         skips = Skips(job.tolerate.bad_rows, progress.note)
         trainer = Trainer(
             sharded=sharded,

@@ -151,6 +151,7 @@ class Trainer:
             "watch": self._watch.state(),
             "plateau": self._plateau.state() if self._plateau else None,
             "meter": self._meter.state_dict(),
+            "unwritten": self._history.unwritten if self._history else "",
             "skips": self._skips.state_dict(),
             "feed": self._feed.state_dict(self.steps),
         }

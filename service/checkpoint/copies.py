@@ -21,7 +21,7 @@ class Copies:
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of the tensors, good until the next call; other values are taken as they are."""
         copied = {name: self._copy(name, value) for name, value in state.items()}
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # what is on a GPU is copied beside us
             torch.cuda.synchronize()
         return copied
 

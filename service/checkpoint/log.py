@@ -17,6 +17,22 @@ class Log:
         self.stall_seconds = 0.0
         """All steps were held up by copies."""
 
+    def with_one_more(self, stalled: float) -> dict[str, float]:
+        """What a run that resumes from the save under way goes on with."""
+        return {
+            "saves": self.saves + 1,
+            "failures": self.failures,
+            "stall_seconds": round(self.stall_seconds + stalled, 4),
+        }
+
+    def go_on(self, manifest: Manifest) -> None:
+        """Go on from a checkpoint of the same run."""
+        so_far = manifest.about.get("so_far", {})
+        self.saves, self.failures = so_far.get("saves", 0), so_far.get("failures", 0)
+        self.stall_seconds = so_far.get("stall_seconds", 0.0)
+        self.seconds = manifest.about.get("seconds")
+        self.bytes = manifest.bytes
+
     def wrote(self, size: int) -> None:
         self.bytes_written += size
 

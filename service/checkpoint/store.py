@@ -174,7 +174,12 @@ class Checkpoints:
 
     def _commit(self, name: str, manifest: Manifest, seconds: float, stalled: float) -> None:
         self._began("manifest")
-        about = {**manifest.about, "seconds": round(seconds, 3), "stall_seconds": round(stalled, 4)}
+        about = {
+            **manifest.about,
+            "seconds": round(seconds, 3),
+            "stall_seconds": round(stalled, 4),
+            "so_far": self.log.with_one_more(stalled),
+        }
         text = replace(manifest, about=about).to_json()
         self.storage.write(f"{name}/{disk.MANIFEST}", text)
         self.storage.sync(name)
@@ -236,6 +241,7 @@ class Checkpoints:
             if manifest and not problem:
                 self.saved = manifest.step
                 self._settled = manifest.step if manifest.training.get("settled") else None
+                self.log.go_on(manifest)
                 return name, manifest
             if rank() == 0:
                 aside = f"{disk.DAMAGED}{name}"

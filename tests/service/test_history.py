@@ -132,3 +132,28 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(path: Path, monkeypatch: 
     history.step(4, 0, 0.5, 4)
     history.close()
     assert [line["step"] for line in read_history(path)] == [1, 2, 3, 4]
+
+
+def test_lines_that_a_full_disk_did_not_take_come_back_from_the_checkpoint_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path)
+    history.step(1, 0, 0.5, 10)
+    plain, path_open = Path.open, "a"
+
+    def full(self: Path, mode: str = "r", **more: Any) -> Any:
+        if mode == path_open:
+            raise OSError(28, "No space left on device")
+        return plain(self, mode, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        history.step(2, 0, 0.25, 20)
+    saved = history.unwritten
+    assert json.loads(saved)["step"] == 2
+    with pytest.raises(DataError, match="could not be written"):
+        history.close()
+    for _ in range(2):  # killed before the next line, and after it
+        History(path, until=2, unwritten=saved)
+        assert [line["step"] for line in read_history(path)] == [1, 2]
+    history.step(3, 0, 0.125, 30)
+    history.close()
