@@ -270,7 +270,7 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
         loader = train_loader(job, of, world)
         return Epochs(loader, total_steps(job, loader.steps))
     return Arrivals(
-        Partitions(Path(watch.folder), job.data.path, run.partitions),
+        Partitions(Path(watch.folder), job.data.path, run.partitions, settle_seconds=watch.settle_seconds),
         lambda folder: train_loader(job, load_schema(folder), world, folder),
         world,
         poll_seconds=watch.poll_seconds,
