@@ -276,6 +276,7 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
         poll_seconds=watch.poll_seconds,
         idle_seconds=watch.idle_seconds,
         max_steps=job.train.max_steps,
+        bad_partitions=job.tolerate.bad_partitions,
     )
 
 

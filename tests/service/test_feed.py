@@ -1,9 +1,15 @@
 """Cut anywhere, a feed gives the batches that were left; each partition is trained on once, in order."""
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparta.models.batch import Batch
+from sparta.models.errors import DataError
 from sparta.models.schema import Schema, load_schema
 from sparta.service.data.loader import Loader
 from sparta.service.data.partitions import Partitions
-from sparta.service.feed import Arrivals, Epochs, Feed
+from sparta.service.feed import SLICE_SECONDS, Arrivals, Epochs, Feed
 from sparta.service.world import World, world
 from tests.pool import Pool
 from tests.service import toys
@@ -99,12 +106,19 @@ class Watched:
     scratch: Path
     opened: list[Path] = field(default_factory=list)
 
-    def feed(self, max_steps: int | None = None, idle_seconds: float = 0.0) -> Arrivals:
+    def feed(
+        self,
+        max_steps: int | None = None,
+        idle_seconds: float = 0.0,
+        poll_seconds: float = 0.001,
+        bad_partitions: int = 0,
+    ) -> Arrivals:
         return Arrivals(
-            Partitions(self.folder, self.data, self.scratch),
+            Partitions(self.folder, self.data, self.scratch, settle_seconds=1e-9),
             self._loader,
             self.here,
-            poll_seconds=0.001,
+            bad_partitions=bad_partitions,
+            poll_seconds=poll_seconds,
             idle_seconds=idle_seconds,
             max_steps=max_steps,
         )
@@ -192,18 +206,21 @@ def test_a_partition_that_arrives_while_all_wait_is_trained_on(
     feed = watched.feed(idle_seconds=60.0, max_steps=3)
     found = watched.told(feed, idle=arrive)
     assert [(step, epoch) for step, epoch, _ in found] == [(1, 0), (2, 1), (3, 2)]
-    assert len(idle) == 9
+    assert len(idle) >= 9
+
+
+class Stop(Exception):  # noqa: N818
+    """To stop."""
 
 
 def test_what_stops_a_wait_leaves_a_state_to_go_on_from(watched: Watched) -> None:
-    class Told(Exception):  # noqa: N818
-        """To stop."""
+    feed = watched.feed(idle_seconds=60.0)
 
     def stop() -> None:
-        raise Told
+        if len(feed.state_dict(STEPS)["done"]) == len(DAYS):
+            raise Stop
 
-    feed = watched.feed(idle_seconds=60.0)
-    with pytest.raises(Told):
+    with pytest.raises(Stop):
         watched.told(feed, idle=stop)
     again = watched.feed()
     again.load_state_dict(feed.state_dict(STEPS))
@@ -218,6 +235,167 @@ def test_one_that_is_no_longer_needed_is_not_encoded_again(watched: Watched) -> 
     again.load_state_dict(feed.state_dict(STEPS))
     watched.told(again, STEPS)
     assert watched.opened == []
+
+
+def test_a_long_wait_is_idle_in_slices(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    looks = count()
+    monkeypatch.setattr(Partitions, "next", lambda *_: None if next(looks) < 2 else "day=1/a.parquet")
+    idle: list[int] = []
+    feed = watched.feed(idle_seconds=60.0, poll_seconds=7.3, max_steps=1)
+    watched.told(feed, idle=lambda: idle.append(len(slept)))
+    assert sum(slept) == pytest.approx(2 * 7.3)
+    assert max(slept) <= SLICE_SECONDS
+    assert idle[: len(slept)] == list(range(len(slept))), "each is heard before the next"
+
+
+def test_a_stop_while_a_partition_is_encoded_leaves_it_for_later(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = watched.told(watched.feed())
+    stopped, ended, encode = Event(), Event(), Partitions.encode
+
+    def slow(partitions: Partitions, name: str) -> Path:
+        first = name == "day=2/b.parquet" and not stopped.is_set()
+        if first:
+            stopped.wait()
+        folder = encode(partitions, name)
+        if first:
+            ended.set()
+        return folder
+
+    def stop() -> None:
+        if "day=2/a.parquet" in feed.state_dict(3)["done"]:
+            raise Stop
+
+    monkeypatch.setattr(Partitions, "encode", slow)
+    feed = watched.feed()
+    with pytest.raises(Stop):
+        watched.told(feed, idle=stop)
+    state = feed.state_dict(3)
+    stopped.set()
+    ended.wait()
+    again = watched.feed()
+    again.load_state_dict(state)
+    assert (again.ends(3), again.epoch(3)) == (True, 2)
+    assert watched.told(again, 3) == whole[3:]
+
+
+ENDLESS = """
+import sys
+from itertools import cycle
+from pathlib import Path
+from sparta.service.data.partitions import Partitions
+from sparta.service.data.raw import RawFile
+from sparta.service.feed import Arrivals
+from sparta.service.world import world
+read = RawFile.read
+RawFile.read = lambda *a: cycle(read(*a))
+def stop():
+    if list(Path(sys.argv[3]).glob(".*.draft/train/*")):
+        sys.exit(9)
+with world("cpu") as here:
+    partitions = Partitions(*map(Path, sys.argv[1:4]))
+    feed = Arrivals(partitions, None, here, poll_seconds=1, idle_seconds=None, max_steps=None)
+    next(feed.stretches(0, stop))
+"""
+
+
+def test_a_process_that_stops_waits_for_no_encoding(watched: Watched) -> None:
+    folders = map(str, (watched.folder, watched.data, watched.scratch))
+    process = subprocess.run([sys.executable, "-c", ENDLESS, *folders], timeout=60, capture_output=True)
+    assert process.returncode == 9, process.stderr
+    assert list(watched.scratch.iterdir()) == []
+
+
+def spoilt(folder: Path, kinds: Mapping[str, str]) -> list[str]:
+    """A folder of partitions of one step each, some of them bad; the names of these."""
+    for number, (name, kind) in enumerate(kinds.items()):
+        put(folder / name, 16, number)
+        if kind == "torn":
+            (folder / name).write_bytes((folder / name).read_bytes()[:99])
+        if kind == "broken":
+            table = pq.read_table(folder / name)
+            pq.write_table(
+                table.set_column(table.column_names.index("click"), "click", [[7] * 16]), folder / name
+            )
+    return [name for name, kind in kinds.items() if kind != "good"]
+
+
+@FEW
+@given(
+    st.lists(st.sampled_from(["good", "torn", "broken"]), min_size=1, max_size=5),
+    st.integers(0, 4),
+)
+def test_so_many_bad_partitions_are_passed_over_named_and_not_tried_again(
+    watched: Watched,
+    tmp_path_factory: pytest.TempPathFactory,
+    kinds: list[str],
+    limit: int,
+) -> None:
+    watched.folder, watched.scratch = (tmp_path_factory.mktemp(name) for name in ("spoilt", "scratch"))
+    bad = spoilt(watched.folder, {f"{number}.parquet": kind for number, kind in enumerate(kinds)})
+    good = len(kinds) - len(bad)
+    notes: list[str] = []
+    feed = watched.feed(bad_partitions=limit, idle_seconds=0.02)
+
+    def steps() -> int:
+        return sum(1 for stretch in feed.stretches(0, nobody, notes.append) for _ in stretch)
+
+    if len(bad) > limit:
+        way_out = f"parquet: .*; or pass over more than {limit} bad files with tolerate.bad_partitions$"
+        with pytest.raises(DataError, match=way_out):
+            steps()
+        assert len(notes) == limit
+        return
+    assert (steps(), len(notes)) == (good, len(bad))
+    for name in bad:
+        assert sum(f"{name}: " in note for note in notes) == 1
+    state = json.loads(json.dumps(feed.state_dict(good)))
+    assert sorted(state["passed_over"]) == bad
+    again = watched.feed(bad_partitions=limit, idle_seconds=0.02)
+    again.load_state_dict(state)
+    assert list(again.stretches(good, nobody, notes.append)) == []
+    assert len(notes) == len(bad)
+
+
+def test_one_that_is_bad_when_a_run_goes_on_in_its_middle_is_passed_over(
+    watched: Watched, tmp_path: Path
+) -> None:
+    watched.folder = tmp_path / "watched"
+    put(watched.folder / "a.parquet", 40, 0)
+    put(watched.folder / "b.parquet", 16, 1)
+    feed = watched.feed(max_steps=2)
+    watched.told(feed)
+    shutil.rmtree(watched.scratch, ignore_errors=True)
+    spoilt(watched.folder, {"a.parquet": "torn"})
+    again = watched.feed(bad_partitions=1)
+    again.load_state_dict(feed.state_dict(2))
+    assert [(step, epoch) for step, epoch, _ in watched.told(again, 2)] == [(3, 1)]
+
+
+def passed_over(rank: int, ranks: int, data: Path, folder: Path, scratch: Path) -> tuple[list[str], int, int]:
+    """What this rank is told, how often it is idle, and the steps."""
+    with world("cpu") as here:
+        feed = Watched(here, data, folder, scratch).feed(bad_partitions=2, idle_seconds=0.3)
+        notes: list[str] = []
+        idle: list[int] = []
+        stretches = feed.stretches(0, lambda: idle.append(1), notes.append)
+        steps = sum(1 for stretch in stretches for _ in stretch)
+        return notes, len(idle), steps
+
+
+def test_all_ranks_pass_over_the_same_and_are_idle_equally_often(
+    pool: Pool, data: Path, tmp_path: Path
+) -> None:
+    kinds = {"a.parquet": "broken", "b.parquet": "torn", "c.parquet": "good"}
+    spoilt(tmp_path / "watched", kinds)
+    found = pool.run(2, passed_over, data, tmp_path / "watched", tmp_path / "scratch")
+    assert found[0] == found[1]
+    notes, idle, steps = found[0]
+    assert (len(notes), steps) == (2, 1)
+    assert idle > 0
 
 
 def together(rank: int, ranks: int, data: Path, folder: Path, scratch: Path) -> list[tuple[int, int, int]]:
