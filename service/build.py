@@ -280,7 +280,9 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
     )
 
 
-def scoring_loader(folder: str | Path, of: Schema, split: str, batch_size: int, world: World) -> Loader:
+def scoring_loader(
+    folder: str | Path, of: Schema, split: str, batch_size: int, world: World, *, skip_bad_rows: bool = False
+) -> Loader:
     """A split in file order, every row once: rank r reads the r-th contiguous share of the rows."""
     share = -(-batch_size // world.ranks)
     return Loader(
@@ -293,6 +295,7 @@ def scoring_loader(folder: str | Path, of: Schema, split: str, batch_size: int, 
         ranks=world.ranks,
         shuffle=False,
         pin=world.device.type == "cuda",
+        skip_bad_rows=skip_bad_rows,
     )
 
 
