@@ -1,56 +1,32 @@
 """Cut anywhere, a feed gives the batches that were left; each partition is trained on once, in order."""
 
-import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from threading import Event
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparta.models.batch import Batch
-from sparta.models.errors import DataError
-from sparta.models.schema import Schema, load_schema
+from sparta.models.schema import Schema
 from sparta.service.data.loader import Loader
 from sparta.service.data.partitions import Partitions
-from sparta.service.feed import SLICE_SECONDS, Arrivals, Epochs, Feed
-from sparta.service.world import World, world
+from sparta.service.feed import SLICE_SECONDS, Epochs
+from sparta.service.world import world
 from tests.pool import Pool
-from tests.service import toys
-from tests.service.data.batches import unpack
 from tests.service.data.datasets import MIXED, random_table, write_dataset
+from tests.service.watched import SIZES, Watched, nobody, put, told
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SIZES = {"batch_size": 16, "streams": 4}
 DAYS = {"day=1/a.parquet": 40, "day=2/a.parquet": 0, "day=2/b.parquet": 16, "day=3/a.parquet": 7}
 """Rows of each partition: 3, 0, 1 and 1 steps."""
 STEPS = 5
-
-Told = list[tuple[int, int, list[Any]]]
-"""Step, epoch and rows of every batch."""
-
-
-def nobody() -> None:
-    """What there is to do while there are no batches."""
-
-
-def told(feed: Feed, schema: Schema, step: int, idle: Callable[[], None] = nobody) -> Told:
-    """All batches after a step, as a trainer takes them."""
-    found = []
-    for stretch in feed.stretches(step, idle):
-        for batch in stretch:
-            at = batch.slots.step
-            found.append((at, feed.epoch(at), unpack(schema, batch)))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,47 +65,6 @@ def days(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, rows) in enumerate(DAYS.items()):
         put(folder / name, rows, number)
     return folder
-
-
-def put(path: Path, rows: int, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(toys.raw_table(rows, seed), path)
-
-
-@dataclass
-class Watched:
-    """A watched folder and what to make feeds of it."""
-
-    here: World
-    data: Path
-    folder: Path
-    scratch: Path
-    opened: list[Path] = field(default_factory=list)
-
-    def feed(
-        self,
-        max_steps: int | None = None,
-        idle_seconds: float = 0.0,
-        poll_seconds: float = 0.001,
-        bad_partitions: int = 0,
-    ) -> Arrivals:
-        return Arrivals(
-            Partitions(self.folder, self.data, self.scratch, settle_seconds=1e-9),
-            self._loader,
-            self.here,
-            bad_partitions=bad_partitions,
-            poll_seconds=poll_seconds,
-            idle_seconds=idle_seconds,
-            max_steps=max_steps,
-        )
-
-    def _loader(self, folder: Path) -> Loader:
-        self.opened.append(folder)
-        rank = {"rank": self.here.rank, "ranks": self.here.ranks}
-        return Loader(folder, load_schema(folder), "train", **SIZES, **rank)
-
-    def told(self, feed: Arrivals, step: int = 0, idle: Callable[[], None] = nobody) -> Told:
-        return told(feed, load_schema(self.data), step, idle)
 
 
 @pytest.fixture
@@ -307,95 +242,6 @@ def test_a_process_that_stops_waits_for_no_encoding(watched: Watched) -> None:
     process = subprocess.run([sys.executable, "-c", ENDLESS, *folders], timeout=60, capture_output=True)
     assert process.returncode == 9, process.stderr
     assert list(watched.scratch.iterdir()) == []
-
-
-def spoilt(folder: Path, kinds: Mapping[str, str]) -> list[str]:
-    """A folder of partitions of one step each, some of them bad; the names of these."""
-    for number, (name, kind) in enumerate(kinds.items()):
-        put(folder / name, 16, number)
-        if kind == "torn":
-            (folder / name).write_bytes((folder / name).read_bytes()[:99])
-        if kind == "broken":
-            table = pq.read_table(folder / name)
-            pq.write_table(
-                table.set_column(table.column_names.index("click"), "click", [[7] * 16]), folder / name
-            )
-    return [name for name, kind in kinds.items() if kind != "good"]
-
-
-@FEW
-@given(
-    st.lists(st.sampled_from(["good", "torn", "broken"]), min_size=1, max_size=5),
-    st.integers(0, 4),
-)
-def test_so_many_bad_partitions_are_passed_over_named_and_not_tried_again(
-    watched: Watched,
-    tmp_path_factory: pytest.TempPathFactory,
-    kinds: list[str],
-    limit: int,
-) -> None:
-    watched.folder, watched.scratch = (tmp_path_factory.mktemp(name) for name in ("spoilt", "scratch"))
-    bad = spoilt(watched.folder, {f"{number}.parquet": kind for number, kind in enumerate(kinds)})
-    good = len(kinds) - len(bad)
-    notes: list[str] = []
-    feed = watched.feed(bad_partitions=limit, idle_seconds=0.02)
-
-    def steps() -> int:
-        return sum(1 for stretch in feed.stretches(0, nobody, notes.append) for _ in stretch)
-
-    if len(bad) > limit:
-        way_out = f"parquet: .*; or pass over more than {limit} bad files with tolerate.bad_partitions$"
-        with pytest.raises(DataError, match=way_out):
-            steps()
-        assert len(notes) == limit
-        return
-    assert (steps(), len(notes)) == (good, len(bad))
-    for name in bad:
-        assert sum(f"{name}: " in note for note in notes) == 1
-    state = json.loads(json.dumps(feed.state_dict(good)))
-    assert sorted(state["passed_over"]) == bad
-    again = watched.feed(bad_partitions=limit, idle_seconds=0.02)
-    again.load_state_dict(state)
-    assert list(again.stretches(good, nobody, notes.append)) == []
-    assert len(notes) == len(bad)
-
-
-def test_one_that_is_bad_when_a_run_goes_on_in_its_middle_is_passed_over(
-    watched: Watched, tmp_path: Path
-) -> None:
-    watched.folder = tmp_path / "watched"
-    put(watched.folder / "a.parquet", 40, 0)
-    put(watched.folder / "b.parquet", 16, 1)
-    feed = watched.feed(max_steps=2)
-    watched.told(feed)
-    shutil.rmtree(watched.scratch, ignore_errors=True)
-    spoilt(watched.folder, {"a.parquet": "torn"})
-    again = watched.feed(bad_partitions=1)
-    again.load_state_dict(feed.state_dict(2))
-    assert [(step, epoch) for step, epoch, _ in watched.told(again, 2)] == [(3, 1)]
-
-
-def passed_over(rank: int, ranks: int, data: Path, folder: Path, scratch: Path) -> tuple[list[str], int, int]:
-    """What this rank is told, how often it is idle, and the steps."""
-    with world("cpu") as here:
-        feed = Watched(here, data, folder, scratch).feed(bad_partitions=2, idle_seconds=0.3)
-        notes: list[str] = []
-        idle: list[int] = []
-        stretches = feed.stretches(0, lambda: idle.append(1), notes.append)
-        steps = sum(1 for stretch in stretches for _ in stretch)
-        return notes, len(idle), steps
-
-
-def test_all_ranks_pass_over_the_same_and_are_idle_equally_often(
-    pool: Pool, data: Path, tmp_path: Path
-) -> None:
-    kinds = {"a.parquet": "broken", "b.parquet": "torn", "c.parquet": "good"}
-    spoilt(tmp_path / "watched", kinds)
-    found = pool.run(2, passed_over, data, tmp_path / "watched", tmp_path / "scratch")
-    assert found[0] == found[1]
-    notes, idle, steps = found[0]
-    assert (len(notes), steps) == (2, 1)
-    assert idle > 0
 
 
 def together(rank: int, ranks: int, data: Path, folder: Path, scratch: Path) -> list[tuple[int, int, int]]:
