@@ -1,9 +1,9 @@
 """Whether a job whose ranks failed is tried again: only where the next attempt may end otherwise.
 
-A rank that refused the job would refuse it again, and ranks that died before they finished a step would die
-there again, but for those that somebody killed while they were starting again; then the first failure is what the
-user reads, at once. torchrun's process alone knows the exit
-codes of all its ranks, so it decides here (launcher/agent.py), once for all of them.
+A rank that refused the job would refuse it again, and ranks that died before they finished a step, or came so far
+that they waited for data, would die there again, but for those that somebody killed while they were starting again;
+then the first failure is what the user reads, at once. torchrun's process alone knows the exit codes of all its
+ranks, so it decides here (launcher/agent.py), once for all of them.
 """
 
 import signal

@@ -12,6 +12,9 @@ from pathlib import Path
 BEATS = "SPARTA_BEATS"
 """Environment variable of the ranks: the folder for their beats."""
 
+IDLE = "idle"
+"""The phase of a rank that waits for something to train on."""
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -22,6 +25,8 @@ class Beat:
     """The last optimizer step it finished."""
     began: int
     """The step that it started or resumed from."""
+    phase: str
+    """What it did last."""
 
 
 def read_beat(logs: Path, rank: int) -> Beat | None:
@@ -30,9 +35,9 @@ def read_beat(logs: Path, rank: int) -> Beat | None:
 
 
 def progressed(logs: Path) -> bool:
-    """Whether any rank has finished a step since it began."""
+    """Whether any rank has finished a step since it began, or has come so far that there was nothing to train on."""
     beats = (_read(path) for path in logs.glob("rank-*.beat"))
-    return any(beat.step > beat.began for beat in beats if beat)
+    return any(beat.step > beat.began or beat.phase == IDLE for beat in beats if beat)
 
 
 def clear_beats(logs: Path) -> None:
@@ -44,6 +49,6 @@ def clear_beats(logs: Path) -> None:
 def _read(path: Path) -> Beat | None:
     try:
         said = json.loads(path.read_bytes())
-        return Beat(str(said["host"]), int(said["step"]), int(said["began"]))
+        return Beat(str(said["host"]), int(said["step"]), int(said["began"]), str(said["phase"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

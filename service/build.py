@@ -270,16 +270,19 @@ def feed(job: Job, of: Schema, run: RunDirectory, world: World) -> Feed:
         loader = train_loader(job, of, world)
         return Epochs(loader, total_steps(job, loader.steps))
     return Arrivals(
-        Partitions(Path(watch.folder), job.data.path, run.partitions),
+        Partitions(Path(watch.folder), job.data.path, run.partitions, settle_seconds=watch.settle_seconds),
         lambda folder: train_loader(job, load_schema(folder), world, folder),
         world,
         poll_seconds=watch.poll_seconds,
         idle_seconds=watch.idle_seconds,
         max_steps=job.train.max_steps,
+        bad_partitions=job.tolerate.bad_partitions,
     )
 
 
-def scoring_loader(folder: str | Path, of: Schema, split: str, batch_size: int, world: World) -> Loader:
+def scoring_loader(
+    folder: str | Path, of: Schema, split: str, batch_size: int, world: World, *, skip_bad_rows: bool = False
+) -> Loader:
     """A split in file order, every row once: rank r reads the r-th contiguous share of the rows."""
     share = -(-batch_size // world.ranks)
     return Loader(
@@ -292,6 +295,7 @@ def scoring_loader(folder: str | Path, of: Schema, split: str, batch_size: int, 
         ranks=world.ranks,
         shuffle=False,
         pin=world.device.type == "cuda",
+        skip_bad_rows=skip_bad_rows,
     )
 
 

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from sparta.models.storage import is_url
 from sparta.service.settings import Settings
 
 
@@ -33,6 +34,15 @@ class WatchSettings(Settings):
     """Between two looks into the folder."""
     idle_seconds: PositiveFloat | None = None
     """Without a new file after which training ends; never if not said."""
+    settle_seconds: PositiveFloat = 300.0
+    """Without a change after which an unreadable file is bad, and no longer one that is being written."""
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_local(cls, value: str) -> str:
+        if is_url(value):
+            raise ValueError(f"{value!r} is a URL, and only local folders are watched; mount or copy it")
+        return value
 
 
 class DataSettings(Settings):

@@ -4,16 +4,26 @@ A feed gives stretches: batches one after the other, with work due when the last
 is a function of the step, since batches are made ahead of the step that takes them.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from sparta.models.batch import Batch
+from sparta.models.errors import DataError
 from sparta.service.data.loader import Loader
-from sparta.service.data.partitions import Partitions
+from sparta.service.data.partitions import PartitionError, Partitions
 from sparta.service.world import World
+
+SLICE_SECONDS = 0.2
+"""Between two calls of `idle`, at most: so long a signal may wait to be heard."""
+
+
+def unheard(_: str) -> None:
+    """Tell nobody."""
 
 
 class Feed(Protocol):
@@ -22,8 +32,15 @@ class Feed(Protocol):
     total_steps: int | None
     """Where training ends at the latest; None if nobody knows."""
 
-    def stretches(self, step: int, idle: Callable[[], None]) -> Iterator[Iterator[Batch]]:
-        """The batches after `step`; `idle` is called, on all ranks, while there are none. Collective."""
+    def stretches(
+        self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
+    ) -> Iterator[Iterator[Batch]]:
+        """The batches after `step`. Collective.
+
+        Args:
+            idle: called again and again while there are none, on all ranks equally often.
+            note: told of what is left out, on all ranks.
+        """
         ...
 
     def epoch(self, step: int) -> int:
@@ -53,7 +70,9 @@ class Epochs:
         self._total = total_steps
         self._loader = loader
 
-    def stretches(self, step: int, idle: Callable[[], None]) -> Iterator[Iterator[Batch]]:
+    def stretches(
+        self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
+    ) -> Iterator[Iterator[Batch]]:
         if step < self._total:
             yield self._batches(step)
 
@@ -87,8 +106,10 @@ class Arrivals:
 
     Args:
         loader: makes the loader of an encoded partition.
+        poll_seconds: between two looks into the folder.
         idle_seconds: without a partition after which training ends; None waits for ever.
         max_steps: where it ends at the latest.
+        bad_partitions: of the whole run that are passed over, and not tried again when it goes on.
     """
 
     def __init__(
@@ -100,6 +121,7 @@ class Arrivals:
         poll_seconds: float,
         idle_seconds: float | None,
         max_steps: int | None,
+        bad_partitions: int = 0,
     ) -> None:
         self.total_steps = max_steps
         self._partitions = partitions
@@ -107,14 +129,19 @@ class Arrivals:
         self._world = world
         self._poll_seconds = poll_seconds
         self._idle_seconds = idle_seconds
+        self._bad_partitions = bad_partitions
         self._done: list[str] = []
+        self._bad: list[str] = []
+        """Those of the done that were passed over."""
         self._current: str | None = None
         self._first = 0
         """Steps before the current partition's first."""
         self._end = 0
         """Its last step."""
 
-    def stretches(self, step: int, idle: Callable[[], None]) -> Iterator[Iterator[Batch]]:
+    def stretches(
+        self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
+    ) -> Iterator[Iterator[Batch]]:
         before: str | None = None
         while self.total_steps is None or step < self.total_steps:
             if self._current is not None and step == self._end:
@@ -122,12 +149,18 @@ class Arrivals:
                 before = self._current
                 self._done.append(before)
                 self._current = None
-            if self._current is None:
-                name = self._wait(idle)
+            try:
+                name = self._current or self._wait(idle)
                 if name is None:
                     break
+                folder = self._encoded(name, idle)
+            except PartitionError as error:
+                self._pass_over(error, note)
+                self._current, self._end = None, step
+                continue
+            if self._current is None:  # not before it is encoded, or a stop meanwhile would take it for done
                 self._current, self._first = name, step
-            loader = self._loader(self._world.once(self._encoded))
+            loader = self._loader(folder)
             self._end = self._first + loader.steps
             yield self._batches(loader, step)
             step = self._last
@@ -138,9 +171,34 @@ class Arrivals:
         """The step after which the current partition is left."""
         return self._end if self.total_steps is None else min(self._end, self.total_steps)
 
-    def _encoded(self) -> Path:
-        assert self._current is not None
-        return self._partitions.encode(self._current)
+    def _encoded(self, name: str, idle: Callable[[], None]) -> Path:
+        """The folder that the first rank makes of a partition in a thread, while all ranks are idle.
+
+        If `idle` raises, the thread is left alone. It is no daemon, as one killed inside Arrow can take the process
+        down with it: when the main thread ends, the encoder's own pool takes no more work, which ends it too.
+        """
+        if self._world.first:
+            thread = ThreadPoolExecutor(1, "sparta-partition")
+            encoding = thread.submit(self._partitions.encode, name)
+            thread.shutdown(wait=False)
+        while not self._world.once(lambda: bool(wait([encoding], SLICE_SECONDS).done)):
+            idle()
+        return self._world.once(lambda: encoding.result())
+
+    def _pass_over(self, error: PartitionError, note: Callable[[str], None]) -> None:
+        """Count a bad partition as done.
+
+        Raises:
+            DataError: there are more than the limit.
+        """
+        limit = self._bad_partitions
+        if len(self._bad) == limit:
+            raise DataError(
+                f"{error}; or pass over more than {limit} bad files with tolerate.bad_partitions"
+            ) from error
+        self._bad.append(error.name)
+        self._done.append(error.name)
+        note(f"passed over: {error} ({len(self._bad)} of {limit} tolerated)")
 
     def _drop(self, name: str | None) -> None:
         """Remove what was encoded; it would be made anew if it were needed after all."""
@@ -156,8 +214,10 @@ class Arrivals:
             )
             if name is not None or (self._idle_seconds is not None and waited >= self._idle_seconds):
                 return name
-            idle()
-            time.sleep(self._poll_seconds)
+            slices = math.ceil(self._poll_seconds / SLICE_SECONDS)
+            for _ in range(slices):  # counted, for the ranks' clocks differ
+                idle()
+                time.sleep(self._poll_seconds / slices)
 
     def _batches(self, loader: Loader, step: int) -> Iterator[Batch]:
         for batch in loader.epoch(len(self._done), step - self._first):
@@ -176,8 +236,15 @@ class Arrivals:
         return step == self._last
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        return {"done": list(self._done), "current": self._current, "first": self._first, "end": self._end}
+        return {
+            "done": list(self._done),
+            "passed_over": list(self._bad),
+            "current": self._current,
+            "first": self._first,
+            "end": self._end,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._done, self._current = list(state["done"]), state["current"]
         self._first, self._end = state["first"], state["end"]
+        self._bad = list(state.get("passed_over", ()))  # checkpoints of before it was there

@@ -26,6 +26,10 @@ from sparta.sharding.shard import Sharded
 MAY_CHANGE = (
     "data.path",  # the same data elsewhere; its fingerprint is compared
     "data.prefetch",
+    "data.watch.folder",  # the same partitions elsewhere; their names are below it
+    "data.watch.poll_seconds",
+    "data.watch.idle_seconds",
+    "data.watch.settle_seconds",
     "sharding",
     "train.ranks",
     "train.device",

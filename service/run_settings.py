@@ -49,6 +49,8 @@ class TolerateSettings(Settings):
 
     bad_rows: NonNegativeInt = 0
     """Rows with a bad id, a null, a NaN, or in an unreadable row group that are left out and counted."""
+    bad_partitions: NonNegativeInt = 0
+    """Files of the watched folder that are damaged or break a rule, passed over as a whole and not tried again."""
     bad_steps: NonNegativeInt = 0
     """Steps refused because the loss or a gradient was not finite."""
     restarts: NonNegativeInt = 3

@@ -11,6 +11,7 @@ from sparta.models.errors import DataError
 from sparta.models.schema import Schema
 from sparta.service.data.loader import Loader
 from sparta.service.metrics import Evaluation, corrected
+from sparta.service.skips import Skips
 from sparta.service.world import World
 from sparta.sharding.shard import Sharded
 
@@ -37,6 +38,7 @@ def evaluate(
     group: str | None = None,
     negatives_kept: float = 1.0,
     meanwhile: Callable[[], None] = lambda: None,
+    skips: Skips | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of a split per label, over every row and rank; the same on all ranks.
 
@@ -44,6 +46,10 @@ def evaluate(
         group: categorical feature whose ids group the rows for GAUC.
         negatives_kept: share of the negatives that training kept and this split did not lose.
         meanwhile: called after every batch, on all ranks.
+        skips: counts the rows that the loader leaves out; each evaluation has its own, as it sees them anew.
+
+    Raises:
+        DataError: the loader left out more rows than `skips` allows.
     """
     evaluation = Evaluation(schema.labels, group=group is not None)
     for batch, scores in logits(sharded, loader, world):
@@ -53,7 +59,11 @@ def evaluate(
             batch.slots.weights.numpy(),
             None if group is None else _ids(batch, group).numpy(),
         )
+        if skips:
+            skips.add(batch.skipped)
         meanwhile()
+    if skips:
+        skips.compare()
     return evaluation.compute()
 
 

@@ -13,8 +13,20 @@ TOLD = 20
 """Places that are named, one line each; all are counted."""
 
 
+def once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """`note` that tells each text the first time only, for what is seen again in every evaluation."""
+    told: set[str] = set()
+
+    def first(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            note(text)
+
+    return first
+
+
 class Skips:
-    """The bad rows of all batches trained on so far.
+    """The bad rows of all batches trained on so far, or of one evaluation.
 
     Args:
         limit: rows of all ranks that are put up with; with 0 the loader lets none pass.

@@ -31,11 +31,17 @@ SPLIT = "train"
 
 
 class PartitionError(DataError):
-    """A partition that nobody writes any more and that is no Parquet; among `done` it is passed over."""
+    """A partition that is no Parquet though nobody writes it any more, or that breaks a rule of the dataset's spec.
+
+    Among `done` it is passed over.
+    """
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
+
+    def __reduce__(self) -> tuple[type["PartitionError"], tuple[str, str]]:
+        return type(self), (str(self), self.name)  # it goes from rank to rank; the default forgets the name
 
 
 class Partitions:
@@ -53,7 +59,7 @@ class Partitions:
     """
 
     def __init__(
-        self, watched: Path, dataset: str | Path, scratch: Path, *, settle_seconds: float = 5.0
+        self, watched: Path, dataset: str | Path, scratch: Path, *, settle_seconds: float = 300.0
     ) -> None:
         if scratch.resolve().is_relative_to(watched.resolve()):
             raise ConfigError(
@@ -68,13 +74,19 @@ class Partitions:
         """The first partition that is complete and not among `done`; None while there is none.
 
         Raises:
-            PartitionError: one is bad, and none before it is complete.
+            PartitionError: none is complete, and this is the first bad one.
             ConfigError: the watched folder is not there or cannot be read.
         """
         known = frozenset(done)
+        bad: PartitionError | None = None
         for name in sorted(name for name in self._names() if name not in known):
-            if self._complete(name):
-                return name
+            try:
+                if self._complete(name):
+                    return name
+            except PartitionError as error:
+                bad = bad or error
+        if bad:
+            raise bad
         return None
 
     def encode(self, name: str) -> Path:
@@ -85,15 +97,19 @@ class Partitions:
 
         Raises:
             ConfigError: the scratch folder cannot be written.
-            DataError: the file is damaged, or breaks a rule of the dataset's spec.
+            DataError: the dataset is damaged.
+            PartitionError: the file is damaged, or breaks a rule of the dataset's spec.
         """
         folder, draft = self._folders(name)
         if self._whole(folder):
             return folder
         self.drop(name)
+        encoder = self._encoder
         try:
-            file = RawFile(self._watched / name, self._encoder.spec)
-            rows = encode_rows(self._encoder, file, draft / SPLIT)
+            try:
+                rows = encode_rows(encoder, RawFile(self._watched / name, encoder.spec), draft / SPLIT)
+            except DataError as error:
+                raise PartitionError(str(error), name) from error
             with writing(draft):
                 self._schema.model_copy(update={"splits": {SPLIT: rows}}).save(draft)
                 os.rename(draft, folder)

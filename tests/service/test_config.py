@@ -72,6 +72,10 @@ def test_an_override_edits_before_validation(job_file: Path) -> None:
         ("tolerate.stuck_seconds=0", "tolerate.stuck_seconds: 0: input should be greater than 0"),
         ("data.watch={poll_seconds: 3}", "data.watch.folder: this key is required"),
         ("data.watch={folder: x, idle_seconds: 0}", "data.watch.idle_seconds: 0"),
+        (
+            "data.watch={folder: 's3://b/in'}",
+            "data.watch.folder: 's3://b/in' is a URL, and only local folders",
+        ),
         ("model.embedding_dim=0", "model.embedding_dim: 0"),
         ("optim.tables.lr=.inf", "optim.tables.lr: inf"),
         ("data.batch_size=100", "batch_size 100 does not divide by streams 16"),

@@ -1,49 +1,32 @@
 """Cut anywhere, a feed gives the batches that were left; each partition is trained on once, in order."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from threading import Event
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparta.models.batch import Batch
-from sparta.models.schema import Schema, load_schema
+from sparta.models.schema import Schema
 from sparta.service.data.loader import Loader
 from sparta.service.data.partitions import Partitions
-from sparta.service.feed import Arrivals, Epochs, Feed
-from sparta.service.world import World, world
+from sparta.service.feed import SLICE_SECONDS, Epochs
+from sparta.service.world import world
 from tests.pool import Pool
-from tests.service import toys
-from tests.service.data.batches import unpack
 from tests.service.data.datasets import MIXED, random_table, write_dataset
+from tests.service.watched import SIZES, Watched, nobody, put, told
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SIZES = {"batch_size": 16, "streams": 4}
 DAYS = {"day=1/a.parquet": 40, "day=2/a.parquet": 0, "day=2/b.parquet": 16, "day=3/a.parquet": 7}
 """Rows of each partition: 3, 0, 1 and 1 steps."""
 STEPS = 5
-
-Told = list[tuple[int, int, list[Any]]]
-"""Step, epoch and rows of every batch."""
-
-
-def nobody() -> None:
-    """What there is to do while there are no batches."""
-
-
-def told(feed: Feed, schema: Schema, step: int, idle: Callable[[], None] = nobody) -> Told:
-    """All batches after a step, as a trainer takes them."""
-    found = []
-    for stretch in feed.stretches(step, idle):
-        for batch in stretch:
-            at = batch.slots.step
-            found.append((at, feed.epoch(at), unpack(schema, batch)))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -82,40 +65,6 @@ def days(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, rows) in enumerate(DAYS.items()):
         put(folder / name, rows, number)
     return folder
-
-
-def put(path: Path, rows: int, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(toys.raw_table(rows, seed), path)
-
-
-@dataclass
-class Watched:
-    """A watched folder and what to make feeds of it."""
-
-    here: World
-    data: Path
-    folder: Path
-    scratch: Path
-    opened: list[Path] = field(default_factory=list)
-
-    def feed(self, max_steps: int | None = None, idle_seconds: float = 0.0) -> Arrivals:
-        return Arrivals(
-            Partitions(self.folder, self.data, self.scratch),
-            self._loader,
-            self.here,
-            poll_seconds=0.001,
-            idle_seconds=idle_seconds,
-            max_steps=max_steps,
-        )
-
-    def _loader(self, folder: Path) -> Loader:
-        self.opened.append(folder)
-        rank = {"rank": self.here.rank, "ranks": self.here.ranks}
-        return Loader(folder, load_schema(folder), "train", **SIZES, **rank)
-
-    def told(self, feed: Arrivals, step: int = 0, idle: Callable[[], None] = nobody) -> Told:
-        return told(feed, load_schema(self.data), step, idle)
 
 
 @pytest.fixture
@@ -192,18 +141,21 @@ def test_a_partition_that_arrives_while_all_wait_is_trained_on(
     feed = watched.feed(idle_seconds=60.0, max_steps=3)
     found = watched.told(feed, idle=arrive)
     assert [(step, epoch) for step, epoch, _ in found] == [(1, 0), (2, 1), (3, 2)]
-    assert len(idle) == 9
+    assert len(idle) >= 9
+
+
+class Stop(Exception):  # noqa: N818
+    """To stop."""
 
 
 def test_what_stops_a_wait_leaves_a_state_to_go_on_from(watched: Watched) -> None:
-    class Told(Exception):  # noqa: N818
-        """To stop."""
+    feed = watched.feed(idle_seconds=60.0)
 
     def stop() -> None:
-        raise Told
+        if len(feed.state_dict(STEPS)["done"]) == len(DAYS):
+            raise Stop
 
-    feed = watched.feed(idle_seconds=60.0)
-    with pytest.raises(Told):
+    with pytest.raises(Stop):
         watched.told(feed, idle=stop)
     again = watched.feed()
     again.load_state_dict(feed.state_dict(STEPS))
@@ -218,6 +170,78 @@ def test_one_that_is_no_longer_needed_is_not_encoded_again(watched: Watched) -> 
     again.load_state_dict(feed.state_dict(STEPS))
     watched.told(again, STEPS)
     assert watched.opened == []
+
+
+def test_a_long_wait_is_idle_in_slices(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    looks = count()
+    monkeypatch.setattr(Partitions, "next", lambda *_: None if next(looks) < 2 else "day=1/a.parquet")
+    idle: list[int] = []
+    feed = watched.feed(idle_seconds=60.0, poll_seconds=7.3, max_steps=1)
+    watched.told(feed, idle=lambda: idle.append(len(slept)))
+    assert sum(slept) == pytest.approx(2 * 7.3)
+    assert max(slept) <= SLICE_SECONDS
+    assert idle[: len(slept)] == list(range(len(slept))), "each is heard before the next"
+
+
+def test_a_stop_while_a_partition_is_encoded_leaves_it_for_later(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = watched.told(watched.feed())
+    stopped, ended, encode = Event(), Event(), Partitions.encode
+
+    def slow(partitions: Partitions, name: str) -> Path:
+        first = name == "day=2/b.parquet" and not stopped.is_set()
+        if first:
+            stopped.wait()
+        folder = encode(partitions, name)
+        if first:
+            ended.set()
+        return folder
+
+    def stop() -> None:
+        if "day=2/a.parquet" in feed.state_dict(3)["done"]:
+            raise Stop
+
+    monkeypatch.setattr(Partitions, "encode", slow)
+    feed = watched.feed()
+    with pytest.raises(Stop):
+        watched.told(feed, idle=stop)
+    state = feed.state_dict(3)
+    stopped.set()
+    ended.wait()
+    again = watched.feed()
+    again.load_state_dict(state)
+    assert (again.ends(3), again.epoch(3)) == (True, 2)
+    assert watched.told(again, 3) == whole[3:]
+
+
+ENDLESS = """
+import sys
+from itertools import cycle
+from pathlib import Path
+from sparta.service.data.partitions import Partitions
+from sparta.service.data.raw import RawFile
+from sparta.service.feed import Arrivals
+from sparta.service.world import world
+read = RawFile.read
+RawFile.read = lambda *a: cycle(read(*a))
+def stop():
+    if list(Path(sys.argv[3]).glob(".*.draft/train/*")):
+        sys.exit(9)
+with world("cpu") as here:
+    partitions = Partitions(*map(Path, sys.argv[1:4]))
+    feed = Arrivals(partitions, None, here, poll_seconds=1, idle_seconds=None, max_steps=None)
+    next(feed.stretches(0, stop))
+"""
+
+
+def test_a_process_that_stops_waits_for_no_encoding(watched: Watched) -> None:
+    folders = map(str, (watched.folder, watched.data, watched.scratch))
+    process = subprocess.run([sys.executable, "-c", ENDLESS, *folders], timeout=60, capture_output=True)
+    assert process.returncode == 9, process.stderr
+    assert list(watched.scratch.iterdir()) == []
 
 
 def together(rank: int, ranks: int, data: Path, folder: Path, scratch: Path) -> list[tuple[int, int, int]]:

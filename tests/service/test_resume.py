@@ -33,6 +33,10 @@ FREE = [
     "data.prefetch=9",
     "sharding.memory_gb=3",
     "sharding.constraints={user: [row_wise]}",
+    "data.watch.folder=/elsewhere",
+    "data.watch.poll_seconds=9",
+    "data.watch.idle_seconds=9",
+    "data.watch.settle_seconds=9",
     "train.ranks=4",
     "train.device=cpu",
     "train.epochs=9",
@@ -72,8 +76,15 @@ def test_every_key_that_may_change_is_tried() -> None:
 
 
 @pytest.mark.parametrize("edit", FREE)
-def test_what_leaves_the_samples_as_they_are_may_change(learned: Path, data: Path, edit: str) -> None:
+def test_what_leaves_the_samples_as_they_are_may_change(
+    learned: Path, data: Path, tmp_path: Path, edit: str
+) -> None:
     run = RunDirectory(learned)
+    if edit.startswith("data.watch."):
+        shutil.copytree(learned, tmp_path / "watching", ignore=shutil.ignore_patterns("checkpoints"))
+        watching = run.read_job(["train.epochs=1", "data.watch.folder=/here"]).dump()
+        run = RunDirectory(tmp_path / "watching")
+        (run.path / "job.yaml").write_text(watching)
     check_resumable(run, run.read_job([edit]), load_schema(data))
 
 

@@ -5,13 +5,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparta.models.batch import Flaw
 from sparta.models.errors import DataError
-from sparta.service.skips import TOLD, Skips
+from sparta.models.schema import load_schema
+from sparta.service import build
+from sparta.service.run import RunDirectory
+from sparta.service.scoring import evaluate
+from sparta.service.skips import TOLD, Skips, once
+from sparta.service.train import trained as loaded
+from sparta.service.world import world
 from tests.pool import Pool
 from tests.service import toys
 from tests.service.data.datasets import MIXED, flip, poisoned, random_table, write_dataset
@@ -152,6 +159,54 @@ def test_the_other_rows_train_as_if_the_bad_ones_were_padding(
         assert line["examples"] == wanted["examples"]
     assert result(run)["examples"] == EPOCHS * (ROWS - len(BAD))
     assert "skipped" not in result(other)
+
+
+SPLIT = "valid"
+
+
+def evaluated(rank: int, ranks: int, run: Path, data: Path, limit: int) -> tuple[Any, list[str], str]:
+    """Metrics of a split of the data by the run's model, twice; what is told, and what is said of the limit."""
+    with world("cpu") as here:
+        job = RunDirectory(run).read_job()
+        _, sharded = loaded(RunDirectory(run), job, here)
+        schema = load_schema(data)
+        told: list[str] = []
+        note = once(told.append)
+        scores = []
+        for _ in range(2):
+            loader = build.scoring_loader(data, schema, SPLIT, 32, here, skip_bad_rows=limit > 0)
+            try:
+                scores.append(evaluate(sharded, loader, here, schema, skips=Skips(limit, note)))
+            except DataError as error:
+                return scores, told, str(error)
+        return scores, told, ""
+
+
+def test_evaluations_leave_bad_rows_out_name_each_place_once_and_count_anew(
+    pool: Pool, places: dict[str, Path], tmp_path: Path
+) -> None:
+    _, _, run = trained(tmp_path, places["light"])
+    for name, folder in places.items():
+        write_dataset(
+            tmp_path / name,
+            MIXED,
+            {SPLIT: pq.read_table(folder / "train" / "part-00000.parquet")},
+            row_group=50,
+        )
+    (expected, _), told, error = pool.run(1, evaluated, run, tmp_path / "light", 0)[0]
+    assert (told, error) == ([], "")
+    for ranks in (1, 2):
+        found = pool.run(ranks, evaluated, run, tmp_path / "bad", len(BAD))
+        assert all(of_rank == found[0] for of_rank in found)
+        scores, told, error = found[0]
+        assert (scores[0], error) == (scores[1], "")
+        assert len(told) == len(BAD)
+        for label, metrics in expected.items():
+            assert scores[0][label] == pytest.approx(metrics, rel=1e-5)
+    scores, _, error = pool.run(1, evaluated, run, tmp_path / "bad", len(BAD) - 1)[0]
+    assert scores == []
+    assert error.startswith(f"{len(BAD)} bad rows, more than tolerate.bad_rows {len(BAD) - 1}; ")
+    assert " row group 0, column 'C1', row 5: " in pool.run(1, evaluated, run, tmp_path / "bad", 0)[0][2]
 
 
 def test_each_bad_row_is_counted_once_an_epoch_and_named(places: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Continuous mode's data: each partition once and in order, encoded as `prepare` would, whole or not at all."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -104,16 +105,19 @@ def test_unreadable_file_is_bad_once_nothing_happens_to_it_for_long_enough(
         since = now if since is None or what != "nothing" else since
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "monotonic", lambda now=now: now)
+            assert partitions.next(()) == "b.parquet", "what is bad holds up nobody"
             if now - since < 5:
-                assert partitions.next(()) == "b.parquet"
+                assert partitions.next(["b.parquet"]) is None
                 continue
             with pytest.raises(
                 PartitionError, match=r"a\.parquet: not readable as Parquet .*write it again"
             ) as bad:
-                partitions.next(())
+                partitions.next(["b.parquet"])
         assert "\n" not in str(bad.value)
         assert bad.value.name == "a.parquet"
-        assert partitions.next([bad.value.name]) == "b.parquet"
+        assert partitions.next([bad.value.name, "b.parquet"]) is None
+        again = pickle.loads(pickle.dumps(bad.value))
+        assert (str(again), again.name) == (str(bad.value), bad.value.name), "it goes from rank to rank"
     put(watched, "a.parquet", content)
     assert partitions.next(()) == "a.parquet"
 
@@ -204,7 +208,7 @@ def test_folder_of_other_vocabularies_is_made_again(home: Path, tmp_path: Path) 
 def test_partition_that_breaks_a_rule_is_named_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
     partitions = watch(home, tmp_path)
     write(tmp_path / "raw" / "bad.parquet", [a_raw_row(), a_raw_row(y=2)])
-    with pytest.raises(DataError, match=r"bad\.parquet: row 2, column 'y': label is 2"):
+    with pytest.raises(PartitionError, match=r"bad\.parquet: row 2, column 'y': label is 2"):
         partitions.encode("bad.parquet")
     bare = pq.read_table(tmp_path / "raw" / "a.parquet").drop_columns(["y"])
     pq.write_table(bare, tmp_path / "raw" / "bare.parquet")
