@@ -27,7 +27,7 @@ from sparta.service.resume import (
 )
 from sparta.service.run import RunDirectory
 from sparta.service.scoring import evaluate
-from sparta.service.skips import Skips
+from sparta.service.skips import Skips, once
 from sparta.service.step import nothing
 from sparta.service.stop import Stop, Stopped, mark, unmark
 from sparta.service.trainer import Outcome, Trainer
@@ -94,9 +94,10 @@ def _train(
         build.heartbeat(job, run, world) as heartbeat,
         Progress(feed.total_steps, rank=world.rank) as progress,
     ):
+        tell_once = once(progress.note)
 
         def scores_of(split: str) -> Scores:
-            return score(job, schema, sharded, world, split, while_scoring)
+            return score(job, schema, sharded, world, split, while_scoring, tell_once)
 
         def while_scoring() -> None:
             heartbeat.beat("evaluate")
@@ -204,10 +205,18 @@ def score(
     world: World,
     split: str,
     meanwhile: Callable[[], None] = nothing,
+    note: Callable[[str], None] | None = None,
 ) -> Scores:
-    """Metrics of one split; `meanwhile` is called on all ranks between two batches."""
-    down = job.data.negatives
-    loader = build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
+    """Metrics of one split.
+
+    Args:
+        meanwhile: called on all ranks between two batches.
+        note: told of bad rows, which are then left out as far as the job tolerates them; without it they are refused.
+    """
+    down, limit = job.data.negatives, job.tolerate.bad_rows if note else 0
+    loader = build.scoring_loader(
+        job.data.path, schema, split, job.data.batch_size, world, skip_bad_rows=limit > 0
+    )
     return evaluate(
         sharded,
         loader,
@@ -216,6 +225,7 @@ def score(
         group=job.train.gauc_by,
         negatives_kept=1.0 if down is None or split in down.splits else down.kept,
         meanwhile=meanwhile,
+        skips=Skips(limit, note) if note else None,
     )
 
 

@@ -120,7 +120,9 @@ class Trainer:
         """
         if not self._settled:
             self._settle()
-        for stretch in () if self._stopped else self._feed.stretches(self.steps, self._idle):
+        for stretch in (
+            () if self._stopped else self._feed.stretches(self.steps, self._idle, self._progress.note)
+        ):
             self._meter.restart()  # what came before was no training
             batches = Prefetcher(stretch, self._world.device, self._sharded.row_collections)
             for batch in batches:
