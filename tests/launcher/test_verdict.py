@@ -109,7 +109,7 @@ def test_a_dead_ranks_host_and_last_step_are_told_if_it_got_so_far(
     code: int, end: str, tmp_path: Path
 ) -> None:
     logs = Logs(tmp_path)
-    (tmp_path / "rank-1.beat").write_text('{"host": "node7", "step": 120, "began": 100}   ')
+    (tmp_path / "rank-1.beat").write_text('{"host": "node7", "step": 120, "began": 100, "phase": "step"}   ')
     log = tmp_path / "rank-1.log"
     assert logs.verdict({1: code}).line == f"error: rank 1 on node7 {end} after step 120; its log is {log}"
     (tmp_path / "rank-1.beat").write_text('{"host": "node7", "st')

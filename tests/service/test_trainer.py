@@ -18,6 +18,7 @@ from torchrec import KeyedJaggedTensor
 from sparta.models.batch import Batch, Slots
 from sparta.models.errors import DataError
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
+from sparta.service.feed import unheard
 from sparta.service.history import History, read_history
 from sparta.service.progress import Progress
 from sparta.service.report import Scores
@@ -48,7 +49,9 @@ class Feed:
         self.total_steps: int | None = total
         self._total = total
 
-    def stretches(self, step: int, idle: Callable[[], None]) -> Iterator[Iterator[Batch]]:
+    def stretches(
+        self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
+    ) -> Iterator[Iterator[Batch]]:
         yield (batch(number) for number in range(step + 1, self._total + 1))
 
     def epoch(self, step: int) -> int:
