@@ -18,7 +18,7 @@ from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.export import is_export, load_export
 from sparta.service.checkpoint.files import sizes
 from sparta.service.checkpoint.storage import Storage
-from sparta.service.checkpoint.store import RNG, WEIGHTS, Checkpoints
+from sparta.service.checkpoint.store import WEIGHTS, Checkpoints
 from sparta.service.run import RunDirectory
 from sparta.service.step import Step
 from sparta.service.world import World
@@ -53,10 +53,9 @@ def start_from(
         state.update(step.state_dict())
     heads = world.once(lambda: smaller(storage, name, state))
     read = {key: value.head(heads[key]) if key in heads else value for key, value in state.items()}
-    Checkpoints(storage.root).load(read, name, weights_only=weights_only)
-    learned = {key: read.get(key, value) if key not in heads else value for key, value in state.items()}
+    Checkpoints(storage.root).load(read, name, weights_only=weights_only)  # in place, so into `state` too
     if not weights_only:
-        step.load_state_dict({key: value for key, value in learned.items() if not key.startswith(WEIGHTS)})
+        step.load_state_dict({key: value for key, value in state.items() if not key.startswith(WEIGHTS)})
 
 
 def locate(source: str) -> tuple[Storage, str]:
@@ -116,5 +115,4 @@ def smaller(storage: Storage, name: str, state: Mapping[str, Tensor]) -> dict[st
         and isinstance(target := state.get(key), LogicalTable)
         and size[0][1:] == target.shape[1:]
         and size[0][0] < target.shape[0]
-        and not key.startswith(RNG)
     }

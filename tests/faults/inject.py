@@ -7,11 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from torch import Tensor
+
+from sparta.models.batch import Batch
 from sparta.models.schema import Schema
 from sparta.service import train
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.heartbeat import Heartbeat
+from sparta.service.step import BatchLoss
 
 PHASES = ("copy", "data", "metadata", "manifest", "commit", "retain")
 """Of a save, in their order; all ranks copy and write data, the first does the rest."""
@@ -55,6 +59,17 @@ def in_claim(rank: int, victim: int) -> None:
 
     if rank == victim:
         Schema.save = save  # type: ignore[method-assign]
+
+
+def poison(rank: int, victim: int, step: int) -> None:
+    """Make the loss of one rank's share of a batch NaN."""
+    plain = BatchLoss.__call__
+
+    def loss(self: BatchLoss, batch: Batch) -> Tensor:
+        value = plain(self, batch)
+        return value * float("nan") if rank == victim and batch.slots.step == step else value
+
+    BatchLoss.__call__ = loss  # type: ignore[method-assign]
 
 
 def fill_disk(rank: int, folder: Path, save: int) -> None:
