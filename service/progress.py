@@ -46,13 +46,12 @@ class Progress:
         total_steps: int | None,
         *,
         rank: int = 0,
-        start: int = 0,
         out: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
         self._clock = clock
-        self._began, self._start = clock(), start
+        self._began, self._start = clock(), 0
         self._next_line = self._began
         self._validation = ""
         self._out = (out or console()) if rank == 0 else None
@@ -64,7 +63,7 @@ class Progress:
                 TextColumn("{task.fields[status]}", markup=False),
             )
             self._bar = RichProgress(*columns, console=self._out, expand=True, refresh_per_second=4)
-            self._task = self._bar.add_task("train", total=total_steps, completed=start, status="starting")
+            self._task = self._bar.add_task("train", total=total_steps, completed=0, status="starting")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

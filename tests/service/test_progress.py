@@ -52,11 +52,13 @@ def test_plain_lines_keep_their_distance_but_the_last_step_is_told() -> None:
 def test_eta_counts_from_where_this_process_started() -> None:
     out, text = plain()
     clock = Clock()
-    with Progress(10_000, start=9_000, out=out, clock=clock) as progress:
+    with Progress(10_000, out=out, clock=clock) as progress:
+        progress.begin(9_000)
         progress.update(9_000, epoch=1, loss=0.5, examples_per_second=0.0)
         clock.now += 3600
         progress.update(9_500, epoch=1, loss=0.5, examples_per_second=2.5e6)
-    first, second = text.getvalue().splitlines()
+    told, first, second = text.getvalue().splitlines()
+    assert told == "note: going on after step 9,000"
     assert first.endswith("0 ex/s  ETA -:--")
     assert second.endswith("2.5M ex/s  ETA 1:00:00")
 
