@@ -1,0 +1,4 @@
+"""What a run tells of itself while it runs: one endpoint per rank for Prometheus and for probes.
+
+instruments   every metric there is
+"""
