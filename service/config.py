@@ -26,7 +26,7 @@ from pydantic import (
 from sparta.models.errors import ConfigError
 from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
-from sparta.service.run_settings import CheckpointSettings, TolerateSettings, TrainSettings
+from sparta.service.run_settings import CheckpointSettings, MetricsSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, Yaml, edit, explain
 
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
@@ -211,6 +211,7 @@ class Job(Settings):
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tolerate: TolerateSettings = TolerateSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @field_validator("format")
     @classmethod

@@ -55,6 +55,16 @@ class Feed(Protocol):
         """Whether the valid split is scored after this step, if the job does not say how often."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """Batches read ahead and not taken yet."""
+        ...
+
+    @property
+    def passed_over(self) -> int:
+        """Files that were left out because they are bad."""
+        ...
+
     def state_dict(self, step: int) -> dict[str, Any]:
         """Where it stands after a step, as plain numbers and texts."""
         ...
@@ -69,6 +79,12 @@ class Epochs:
         self.total_steps: int | None = total_steps
         self._total = total_steps
         self._loader = loader
+
+    passed_over = 0
+
+    @property
+    def waiting(self) -> int:
+        return self._loader.waiting
 
     def stretches(
         self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
@@ -134,6 +150,7 @@ class Arrivals:
         self._bad: list[str] = []
         """Those of the done that were passed over."""
         self._current: str | None = None
+        self._reading: Loader | None = None
         self._first = 0
         """Steps before the current partition's first."""
         self._end = 0
@@ -160,11 +177,19 @@ class Arrivals:
                 continue
             if self._current is None:  # not before it is encoded, or a stop meanwhile would take it for done
                 self._current, self._first = name, step
-            loader = self._loader(folder)
+            self._reading = loader = self._loader(folder)
             self._end = self._first + loader.steps
             yield self._batches(loader, step)
             step = self._last
         self._drop(before)
+
+    @property
+    def waiting(self) -> int:
+        return self._reading.waiting if self._reading else 0
+
+    @property
+    def passed_over(self) -> int:
+        return len(self._bad)
 
     @property
     def _last(self) -> int:

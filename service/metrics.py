@@ -52,6 +52,7 @@ class Evaluation:
     Args:
         group: whether rows come with group ids, for GAUC; rows that share an id, but not 0, form a group.
         ranks: who takes part; the default group, or this process alone where there is none.
+        alone: this process alone takes part in any case.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Evaluation:
         *,
         group: bool = False,
         ranks: dist.ProcessGroup | None = None,
+        alone: bool = False,
         exact_rows: int = EXACT_ROWS,
     ) -> None:
         self.labels = tuple(labels)
         self.group = group
-        self.ranks = ranks or (dist.group.WORLD if dist.is_initialized() else None)
+        self.ranks = None if alone else ranks or (dist.group.WORLD if dist.is_initialized() else None)
         self.exact_rows = exact_rows
         self.covered = 0
         """Real rows of this rank so far, those of weight 0 too if they are told from padding."""

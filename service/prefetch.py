@@ -4,11 +4,12 @@ While a step is under way the next batch is copied and its ids travel to the ran
 GPU both happen on a stream of their own. TorchRec's pipelines take a batch once, a two-pass step needs it twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from sparta.models.batch import Batch
+from sparta.service.step import unheard
 from sparta.sharding.rows.bags import Arrived, RowsCollection
 
 
@@ -18,12 +19,18 @@ class Prefetcher:
     Args:
         batches: on the host.
         collections: where the ids go; none if the engine sends them in the forward pass.
+        phase: told what begins: data_wait, input_dist.
     """
 
     def __init__(
-        self, batches: Iterator[Batch], device: torch.device, collections: Sequence[RowsCollection] = ()
+        self,
+        batches: Iterator[Batch],
+        device: torch.device,
+        collections: Sequence[RowsCollection] = (),
+        phase: Callable[[str], None] = unheard,
     ) -> None:
         self._batches = batches
+        self._phase = phase
         self._device = device
         self._collections = collections
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -54,9 +61,11 @@ class Prefetcher:
         """Begin the next batch, if there is one and it is not begun; collective."""
         if self._next is not None:
             return
+        self._phase("data_wait")
         host = next(self._batches, None)
         if host is None:
             return
+        self._phase("input_dist")
         with torch.cuda.stream(self._stream):  # does nothing without one
             batch = host.to(self._device)
             wanted = [collection for collection in self._collections if collection.takes(batch.sparse)]

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "checkpoint.background",
     "checkpoint.grace_seconds",
     "tolerate",
+    "metrics",
 )
 """Keys of a job that may differ when a run goes on: the samples and their order stay."""
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sparta.service.settings import Settings
 
@@ -57,3 +57,16 @@ class TolerateSettings(Settings):
     """Times that all ranks are started again after one died, to resume from the newest checkpoint."""
     stuck_seconds: PositiveFloat = 600.0
     """Without progress of any kind after which a rank is given up."""
+
+
+class MetricsSettings(Settings):
+    """The HTTP endpoint of every rank; see service/RUNBOOK.md."""
+
+    port: int | None = Field(default=0, ge=0, le=65535)
+    """Of a machine's first rank, the others side by side above; 0 for free ones, null for no endpoint."""
+    healthy_seconds: PositiveFloat = 600.0
+    """Without a finished step, evaluation or save after which /healthz fails."""
+    linger_seconds: NonNegativeFloat = 0.0
+    """At the end: wait so long at most for one more scrape, lest a short run's last numbers go unseen."""
+    pushgateway: str | None = None
+    """host:port of a Prometheus Pushgateway that is given the last numbers at the end."""

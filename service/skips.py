@@ -73,10 +73,15 @@ class Skips:
         """Go on from such counts."""
         self._all = Counter({Flaw(*place): rows for *place, rows in state})
 
-    def summary(self) -> dict[str, Any]:
-        """For result.json: rows in all, by column, and the first places."""
+    def by_column(self) -> Counter[str]:
+        """Rows by the column that was bad, over all ranks."""
         columns: Counter[str] = Counter()
         for flaw, rows in self._all.items():
             columns[flaw.column] += rows
+        return columns
+
+    def summary(self) -> dict[str, Any]:
+        """For result.json: rows in all, by column, and the first places."""
+        columns = self.by_column()
         places = [{"place": str(flaw), "rows": rows} for flaw, rows in list(self._all.items())[:TOLD]]
         return {"rows": self._all.total(), "by_column": dict(sorted(columns.items())), "places": places}

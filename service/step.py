@@ -4,6 +4,7 @@ The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from sparta.sharding.dense_state import DENSE_OPTIM, DenseState
 from sparta.sharding.fused_state import FusedTables
 from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
+from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.shard import Sharded
 from sparta.sharding.state import OPTIM, State, check_all, dense_tensors
 
@@ -24,15 +26,46 @@ def nothing() -> None:
     """What there is to do meanwhile, by default."""
 
 
+def unheard(_: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step saw, on the device, for whoever watches."""
+
+    logits: Tensor
+    """(B, T) of the weights before the step, of this rank's samples or of the share that was looked at first."""
+    labels: Tensor
+    """(B, T)."""
+    weights: Tensor
+    """(B,), 0 for padding."""
+    gradient_norm: Tensor | None = None
+    """2-norm of the whole dense gradient before it is clipped; None where nobody needs it."""
+
+
 class Step(Protocol):
     """What the trainer needs of a step."""
 
-    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
+    def __call__(
+        self, batch: Batch, meanwhile: Callable[[], None] = nothing, phase: Callable[[str], None] = unheard
+    ) -> Tensor:
         """Train on the batch; this rank's share of the global batch's loss, a detached scalar.
 
         Args:
             meanwhile: called when the passes are under way, to prepare what comes next.
+            phase: told what begins: ascend, second_pass, optimizer.
         """
+        ...
+
+    @property
+    def seen(self) -> Seen:
+        """Of the last step."""
+        ...
+
+    @property
+    def tables(self) -> RowTables | None:
+        """The tables, where the rows engine steps them."""
         ...
 
     def set_lr(self, factor: float) -> None:
@@ -78,10 +111,15 @@ class BatchLoss:
     def __init__(self, sharded: Sharded, ranks: int) -> None:
         self._sharded = sharded
         self._ranks = ranks
+        self.seen: Seen | None = None
+        """Of the first batch since this was None."""
 
     def __call__(self, batch: Batch) -> Tensor:
         weight = total(batch.slots.weights.sum())
-        return loss(self._sharded(batch), batch.labels, batch.slots.weights, weight, self._ranks)
+        logits = self._sharded(batch)
+        if self.seen is None:
+            self.seen = Seen(logits.detach(), batch.labels, batch.slots.weights)
+        return loss(logits, batch.labels, batch.slots.weights, weight, self._ranks)
 
 
 class DenseRate:
@@ -120,8 +158,20 @@ class FusedStep:
         self._buffers = list(dense_tensors(sharded.model)[1].values())
         self._tables = FusedTables(sharded.model, sharded.plan, sharded.optimizers)
         self._learned = DenseState(dense, sharded.dense_parameters())
+        self._norm: Tensor | None = None
 
-    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
+    tables = None
+
+    @property
+    def seen(self) -> Seen:
+        assert self._loss.seen is not None
+        return replace(self._loss.seen, gradient_norm=self._norm)
+
+    def __call__(
+        self, batch: Batch, meanwhile: Callable[[], None] = nothing, phase: Callable[[str], None] = unheard
+    ) -> Tensor:
+        self._loss.seen = None
+        phase("second_pass")
         before = [buffer.clone() for buffer in self._buffers]
         self._tables.begin()
         value = self._loss(batch)
@@ -132,8 +182,10 @@ class FusedStep:
         self._dense.zero_grad()
         torch.autograd.backward(value)
         meanwhile()
+        phase("optimizer")
         if self._clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._sharded.dense_parameters().values(), self._clip_norm)
+            parameters = self._sharded.dense_parameters().values()
+            self._norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         self._dense.step()
         self._tables.steps += 1
         return value.detach() / self._ranks
@@ -181,13 +233,25 @@ class RowStep:
     def refused(self) -> int:
         return self._rows.refused
 
-    def __call__(self, batch: Batch, meanwhile: Callable[[], None] = nothing) -> Tensor:
+    @property
+    def seen(self) -> Seen:
+        assert self._loss.seen is not None
+        return replace(self._loss.seen, gradient_norm=self._rows.gradient_norm)
+
+    @property
+    def tables(self) -> RowTables:
+        return self._rows.tables
+
+    def __call__(
+        self, batch: Batch, meanwhile: Callable[[], None] = nothing, phase: Callable[[str], None] = unheard
+    ) -> Tensor:
+        self._loss.seen = None
         if self._every == 1:
-            value = self._rows(lambda: self._loss(batch), meanwhile=meanwhile)
+            value = self._rows(lambda: self._loss(batch), None, meanwhile, phase)
         else:
             self._rows.tables.arrive(batch.sparse)
             share = batch.every(self._every)
-            value = self._rows(lambda: self._loss(batch), lambda: self._loss(share), meanwhile)
+            value = self._rows(lambda: self._loss(batch), lambda: self._loss(share), meanwhile, phase)
         return value / self._ranks
 
     def set_lr(self, factor: float) -> None:

@@ -21,6 +21,7 @@ from sparta.service.report import Scores
 from sparta.service.skips import Skips
 from sparta.service.step import Step
 from sparta.service.stop import Stop
+from sparta.service.telemetry.telemetry import Telemetry
 from sparta.service.world import World
 from sparta.sharding.collectives import gather, total
 from sparta.sharding.shard import Sharded
@@ -61,6 +62,7 @@ class Trainer:
         beat: told of every step.
         bad_steps: refused steps that are put up with.
         skips: counts the rows that the feed leaves out.
+        telemetry: is told what happens, for whoever watches.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Trainer:
         beat: Callable[[str, int], None],
         bad_steps: int,
         skips: Skips,
+        telemetry: Telemetry,
     ) -> None:
         self._sharded = sharded
         self._step = step
@@ -105,6 +108,7 @@ class Trainer:
         self._beat = beat
         self._bad_steps = bad_steps
         self._skips = skips
+        self._telemetry = telemetry
         self._meter = Meter(world.device)
         self.steps = 0
         """Optimizer steps behind us."""
@@ -124,7 +128,10 @@ class Trainer:
             () if self._stopped else self._feed.stretches(self.steps, self._idle, self._progress.note)
         ):
             self._meter.restart()  # what came before was no training
-            batches = Prefetcher(stretch, self._world.device, self._sharded.row_collections)
+            self._telemetry.rests()
+            batches = Prefetcher(
+                stretch, self._world.device, self._sharded.row_collections, self._telemetry.phases.begin
+            )
             for batch in batches:
                 self._train(batch, batches.ahead)
                 self._settle()
@@ -170,15 +177,18 @@ class Trainer:
         self._meter.load_state_dict(state["meter"], self._world)
         self._skips.load_state_dict(state["skips"])
         self._feed.load_state_dict(state["feed"])
+        self._telemetry.knows(self._skips.by_column(), self._feed.passed_over)
 
     def _train(self, batch: Batch, meanwhile: Callable[[], None]) -> None:
-        step = batch.slots.step
-        self._step.set_lr(self._lr_factor(step))
-        refused = self._step.refused
-        loss = self._step(batch, meanwhile)
+        step, factor, before = batch.slots.step, self._lr_factor(batch.slots.step), self._step.refused
+        self._step.set_lr(factor)
+        self._telemetry.before(self._step, factor)
+        loss = self._step(batch, meanwhile, self._telemetry.phases.begin)
+        refused = self._step.refused > before
+        self._telemetry.after(self._step, step, self._feed.epoch(step), refused=refused)
         self.steps, self._settled = step, False
         self._skips.add(batch.skipped)
-        if self._step.refused == refused:
+        if not refused:
             self._meter.add(loss, batch)
             return
         self._refused += 1
@@ -188,6 +198,7 @@ class Trainer:
                 f"{told}; lower optim.tables.lr and optim.dense.lr, look for wild values in the dense columns, or "
                 f"let more than {self._bad_steps} pass with tolerate.bad_steps"
             )
+        self._telemetry.tolerated()
         self._progress.note(f"{told} ({self._refused} of {self._bad_steps} tolerated)")
 
     def _idle(self) -> None:
@@ -204,11 +215,11 @@ class Trainer:
         if (evaluates or step % self._log_every == 0) and self._meter.unread:
             self._log(step)
         if evaluates and self._evaluate:
-            with self._meter.paused():
+            with self._meter.paused(), self._telemetry.between("eval"):
                 self._stopped = self._validate(step, self._evaluate()) and self._stop_early
         self._settled = True
         if ends or self._stopped or self._watch.best_step != best or step % self._save_every == 0:
-            with self._meter.paused():
+            with self._meter.paused(), self._telemetry.between("checkpoint"):
                 self._save(self.state_dict())
 
     def _lr_factor(self, step: int) -> float:
@@ -216,8 +227,10 @@ class Trainer:
 
     def _log(self, step: int) -> None:
         """One line of history: the mean loss of the steps since the line before."""
-        loss, rate = self._meter.read()
+        loss, rate, mine = self._meter.read()
+        self._telemetry.logged(loss, mine, rate)
         self._skips.compare()
+        self._telemetry.bad(self._skips.by_column(), self._feed.passed_over)
         self._progress.update(step, epoch=self._feed.epoch(step), loss=loss, examples_per_second=rate)
         if self._history:
             self._history.step(
@@ -226,6 +239,7 @@ class Trainer:
 
     def _validate(self, step: int, scores: Scores) -> bool:
         """Note an evaluation; whether patience is at its end."""
+        self._telemetry.evaluated("valid", scores)
         if self._history:
             self._history.evaluation(step, self._feed.epoch(step), "valid", scores)
         self._progress.validated(scores)
@@ -264,9 +278,10 @@ class Meter:
         self._steps += 1
         self._read = False
 
-    def read(self) -> tuple[float, float]:
-        """(mean loss, examples a second) since the last call, over all ranks; collective."""
+    def read(self) -> tuple[float, float, int]:
+        """(mean loss, examples a second, both over all ranks; examples of this one) since the last call; collective."""
         sums = torch.stack([self._loss, self._real.double()])
+        mine = round(float(sums[1]))
         loss, examples = total(sums).tolist()
         now = time.perf_counter()
         elapsed, steps = now - self._mark, self._steps
@@ -276,7 +291,7 @@ class Meter:
         self._real.zero_()
         self._steps, self._read = 0, True
         self._mark = now
-        return loss / steps, examples / elapsed
+        return loss / steps, examples / elapsed, mine
 
     def state_dict(self) -> dict[str, Any]:
         """What was read, and the sums of every rank that were not; collective."""

@@ -1,12 +1,23 @@
 """What saving has cost so far."""
 
+from typing import Protocol
+
 from sparta.service.checkpoint.manifest import Manifest
+
+
+class Listener(Protocol):
+    """Is told of every save when it has ended, in the thread that wrote it."""
+
+    def saved(self, step: int, size: int, seconds: float, stalled: float) -> None: ...
+
+    def not_saved(self) -> None: ...
 
 
 class Log:
     """What saving has cost so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
         self.saves = 0
         self.failures = 0
         self.bytes = 0
@@ -41,3 +52,10 @@ class Log:
         self.bytes = manifest.bytes
         self.seconds = seconds
         self.stall_seconds += stalled
+        if self._listener:
+            self._listener.saved(manifest.step, manifest.bytes, seconds, stalled)
+
+    def failed(self) -> None:
+        self.failures += 1
+        if self._listener:
+            self._listener.not_saved()

@@ -21,7 +21,7 @@ from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.copies import Copies, bytes_of
 from sparta.service.checkpoint.files import OTHERS, one_line, read, sizes, write
-from sparta.service.checkpoint.log import Log
+from sparta.service.checkpoint.log import Listener, Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.sharding.collectives import from_first, gather, rank, ranks
@@ -49,6 +49,7 @@ class Checkpoints:
         background: write beside the steps that follow.
         began: told of each phase of a save.
         alive: called now and then while a save is waited for and bytes are still coming.
+        listener: told how each save ended.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Checkpoints:
         background: bool = True,
         began: Callable[[str], None] | None = None,
         alive: Callable[[], None] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self.storage = Storage(os.fspath(folder))
-        self.log = Log()
+        self.log = Log(listener)
         self._keep = keep
         self._background = background
         self._tell = began or (lambda phase: None)
@@ -159,7 +161,7 @@ class Checkpoints:
                 self._retain()
         except DataError as error:
             self._error = str(error)
-            self.log.failures += 1
+            self.log.failed()
             if rank() == 0:
                 with suppress(Exception):
                     self.storage.remove(name, disk.COMMIT)

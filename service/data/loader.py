@@ -30,6 +30,9 @@ _IDS, _LENGTHS = torch.int64, torch.int32
 
 _POLL_SECONDS = 0.1
 
+Ready = queue.Queue[Batch | BaseException | None]
+"""What the thread has read: batches, then None or what went wrong."""
+
 
 class Loader:
     """One rank's share of every global batch of one split.
@@ -72,6 +75,7 @@ class Loader:
         self._seed = seed
         self._shuffle = shuffle
         self._prefetch = prefetch
+        self._ready: Ready = queue.Queue()
         self._groups = RowGroups(folder, schema, split, skip_bad_rows=skip_bad_rows)
         order = self._order(0)
         self.steps = order.steps
@@ -98,7 +102,13 @@ class Loader:
         if not 0 <= start <= self.steps:
             raise ConfigError(f"data: start {start} is outside the epoch's {self.steps} batches")
         device = torch.cuda.current_device() if self._pin else None
-        return _prefetched(self._batches(epoch, start, device), self._prefetch)
+        self._ready = queue.Queue(self._prefetch)
+        return _prefetched(self._batches(epoch, start, device), self._ready)
+
+    @property
+    def waiting(self) -> int:
+        """Batches read ahead and not taken yet."""
+        return self._ready.qsize()
 
     def _order(self, epoch: int) -> Order:
         return Order(self._groups.rows, **self._sizes, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
@@ -257,13 +267,12 @@ def _runs(schema: Schema) -> list[slice | int]:
     return runs
 
 
-def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Run `batches` in a thread, at most `depth` ahead; its errors are raised here.
+def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
+    """Run `batches` in a thread, as far ahead as `ready` has room; its errors are raised here.
 
     The thread is no daemon (one killed inside Arrow can take the process down with it): it ends when this
     generator is closed or collected, and by itself when the main thread has ended.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(item: Batch | BaseException | None) -> bool:

@@ -5,7 +5,7 @@ ids. Every sample carries `run` and `rank` besides, which `Labelled` adds, so th
 scrapes it and on whatever port. Counters count from this process's start, as Prometheus expects.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import Metric
@@ -136,13 +136,21 @@ class Instruments:
 
 
 class Labelled(Collector):
-    """What a registry collects, each sample with some labels more."""
+    """What a registry collects, each sample with some labels more.
 
-    def __init__(self, inner: CollectorRegistry, labels: Mapping[str, str]) -> None:
+    Args:
+        refresh: called before everything is collected.
+    """
+
+    def __init__(
+        self, inner: CollectorRegistry, labels: Mapping[str, str], refresh: Callable[[], None]
+    ) -> None:
         self._inner = inner
         self._labels = dict(labels)
+        self._refresh = refresh
 
     def collect(self) -> Iterator[Metric]:
+        self._refresh()
         for metric in self._inner.collect():
             metric.samples = [
                 sample._replace(labels={**sample.labels, **self._labels}) for sample in metric.samples

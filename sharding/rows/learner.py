@@ -199,11 +199,10 @@ class Learner:
 
     # --- passes ------------------------------------------------------------------------------------------
 
-    def squares_by_table(self, one: Pass) -> Tensor:
-        """(T,) float64 sums of `squares`."""
+    def by_table(self, touched: Touched, values: Tensor) -> Tensor:
+        """(T,) sums of (u,) float64 values."""
         # Not index_add_, whose order on a GPU differs from run to run; what lies beyond the last table is not read.
-        sizes = one.touched.bounds.diff()
-        return torch.segment_reduce(one.sum.squares, "sum", lengths=sizes, unsafe=True)
+        return torch.segment_reduce(values, "sum", lengths=touched.bounds.diff(), unsafe=True)
 
     def scale(self, one: Pass, largest: Tensor, norms: Tensor) -> Tensor:
         """(u,) factor of each row's gradient in its perturbation: radius / norm, 0 where the norm is 0.

@@ -72,6 +72,8 @@ class RowsStep:
         self.tables = RowTables(module)
         self.refused = 0
         """Steps left out because something was not finite."""
+        self.gradient_norm: Tensor | None = None
+        """2-norm of the last dense gradient, before it was clipped."""
         self._passes = Passes(module)
         self._optimizer = dense
         parameters, buffers = dense_tensors(module)
@@ -96,6 +98,7 @@ class RowsStep:
         forward: Callable[[], Tensor],
         share: Callable[[], Tensor] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
+        phase: Callable[[str], None] = lambda _: None,
     ) -> Tensor:
         """Take one step; this rank's loss, a detached scalar. Collective.
 
@@ -104,11 +107,12 @@ class RowsStep:
             share: the same of a share of the samples, for the first pass; the whole batch must have arrived
                 (`RowTables.arrive`).
             meanwhile: called when the passes are under way and before anybody waits for their outcome.
+            phase: told what begins: ascend, second_pass (the only one, in a plain step), optimizer.
         """
         before = [buffer.clone() for buffer in self._buffers]
         self.tables.begin()
         try:
-            return self._step(forward, share, meanwhile, before)
+            return self._step(forward, share, meanwhile, phase, before)
         except BaseException:  # of the model, of an interrupted user: no row may stay where it climbed
             self._undo(before)
             raise
@@ -125,14 +129,17 @@ class RowsStep:
         forward: Callable[[], Tensor],
         share: Callable[[], Tensor] | None,
         meanwhile: Callable[[], None],
+        phase: Callable[[str], None],
         before: Sequence[Tensor],
     ) -> Tensor:
         finite = torch.ones((), dtype=torch.bool, device=self.tables.device)
         ascending = self._ascends and (self.tables.steps + 1) % self._every == 0
         with self._passes as passes:
             if ascending:
+                phase("ascend")
                 with passes.first(averages=share is None):
                     first, finite = self._ascend(share or forward, whole=share is not None)
+            phase("second_pass")
             with passes.second(averages=not ascending or share is not None):
                 last = self._backward(forward, tables_only=False)
         if not ascending:
@@ -143,6 +150,8 @@ class RowsStep:
         finite = finite & last.isfinite() & norm.isfinite() & self.tables.finite(found)
         self._dense.restore()
         meanwhile()
+        phase("optimizer")
+        self.gradient_norm = norm
         if self.tables.agree(finite):
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(list(self._parameters.values()), self._clip_norm, norm)

@@ -24,6 +24,7 @@ from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows.bags import RowsCollection, row_collections
 from sparta.sharding.rows.call import Call
 from sparta.sharding.rows.learner import Learner, Pass
+from sparta.sharding.rows.sample import Sampler
 from sparta.sharding.rows.split import SplitTables
 
 OWN = -1.0
@@ -92,6 +93,7 @@ class RowTables:
         )
         self._ascended: list[tuple[Call, Tensor]] = []
         self._counted: list[Call] = []
+        self._sampler: Sampler | None = None
         self.recount()
 
     def recount(self) -> None:
@@ -164,6 +166,8 @@ class RowTables:
                 place = self._places[learner]
                 scale = learner.scale(one, self._largest[place], norms[place])
                 self._ascended.append((call, learner.perturb(one, scale, step=self.steps + 1)))
+                if self._sampler:
+                    self._sampler.ascended(call, one, scale, self._largest[place])
         return shared
 
     def agree(self, finite: Tensor) -> bool:
@@ -189,6 +193,8 @@ class RowTables:
                 call.learner.restore(call.touched, rows)
         for call, one in passes:
             call.learner.step(one, saved.get(call), step=self.steps)
+            if self._sampler:
+                self._sampler.stepped(call, one)
         self._end(kept=True)
 
     def refuse(self) -> None:
@@ -203,6 +209,28 @@ class RowTables:
             learner.set_lr(factor)
 
     # --- for people --------------------------------------------------------------------------------------
+
+    def sample(self) -> Sampler:
+        """What the next step will fill, unless it is refused."""
+        self._sampler = Sampler(lambda learner: not learner.replicated or rank() == 0)
+        return self._sampler
+
+    def rows_here(self) -> dict[str, int]:
+        """Rows of each table that are on this rank; of column shards, once."""
+        found: dict[str, int] = {}
+        for learner in self.learners:
+            for name, shape in zip(learner.names, learner.group.shapes, strict=True):
+                found[name] = max(found.get(name, 0), shape.rows)
+        return found
+
+    def largest(self) -> dict[str, int]:
+        """N* of each table that counts, over all ranks, as of the last step; waits for the device."""
+        counted = [self.optimizers[name].rule == "helen" for name in self.names]
+        return {
+            name: most
+            for name, most, told in zip(self.names, self._largest.tolist(), counted, strict=True)
+            if told
+        }
 
     def most_frequent(self) -> dict[str, tuple[int, int]]:
         """N* of each table that counts, and the row that has it, the first of a tie; collective."""
@@ -220,7 +248,7 @@ class RowTables:
         if self._advances:
             for call in self._counted:
                 call.learner.settle(call.touched, kept=kept)
-        self._counted, self._ascended = [], []
+        self._counted, self._ascended, self._sampler = [], [], None
         for one in self.collections:
             one.forget()
 
@@ -242,7 +270,7 @@ class RowTables:
         squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         for call, one in passes:
             if not call.learner.replicated or rank() == 0:  # all replicas found the same
-                squares += _gathered(self._places[call.learner], squares, call.learner.squares_by_table(one))
+                squares += _gathered(self._places[call.learner], squares, call.learner.by_table(one.touched, one.sum.squares))
         total(squares)
         joined = squares.new_zeros(len(self._joint) + 1)  # the last is of the tables without
         joined = _gathered(self._joined % len(joined), joined, squares)

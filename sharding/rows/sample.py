@@ -1,0 +1,82 @@
+"""What one step did to each table, for whoever watches: sums over the rows that one rank touched.
+
+Nothing is read from the device before `read`, and nothing is summed over the ranks: squares of norms add up.
+"""
+
+# T = tables of a group, u = touched rows
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparta.sharding.rows.call import Call
+from sparta.sharding.rows.learner import Learner, Pass
+
+
+@dataclass
+class TableSample:
+    """One table in one step, on this rank. A table of which several column shards are here counts its rows once."""
+
+    ids: float = 0.0
+    """Looked up."""
+    rows: float = 0.0
+    """Different ones among them."""
+    radius: float = 0.0
+    """Mean over the rows; of tables that ascend."""
+    perturbation: float = 0.0
+    """2-norm; of Helen and SAM."""
+    gradient: float = 0.0
+    """2-norm, of the pass that was stepped by."""
+
+
+class Sampler:
+    """Takes the passes of one step as RowTables has them.
+
+    Args:
+        counts: whether this rank tells of a learner's rows; of replicas one rank does.
+    """
+
+    def __init__(self, counts: Callable[[Learner], bool]) -> None:
+        self._counts = counts
+        self._climbed: dict[Learner, tuple[Tensor, Tensor]] = {}
+        self._stepped: list[tuple[Learner, Tensor]] = []
+
+    def ascended(self, call: Call, one: Pass, scale: Tensor, largest: Tensor) -> None:
+        """Take pass 1, of which `scale` (u,) and N* `largest` (T,) have come."""
+        learner = call.learner
+        if not self._counts(learner):
+            return
+        radius = learner.scale(one, largest, torch.ones(len(learner.names), dtype=torch.float64, device=scale.device))
+        sizes = one.touched.bounds.diff().clamp(min=1)
+        self._climbed[learner] = (
+            learner.by_table(one.touched, radius) / sizes,
+            learner.by_table(one.touched, scale.square() * one.sum.squares),
+        )
+
+    def stepped(self, call: Call, one: Pass) -> None:
+        """Take the pass that the rows are stepped by."""
+        learner, touched = call.learner, one.touched
+        if self._counts(learner):
+            found = [
+                learner.by_table(touched, touched.counts.double()),
+                touched.bounds.diff().double(),
+                learner.by_table(touched, one.sum.squares),
+                *self._climbed.get(learner, (torch.zeros_like(touched.bounds[1:], dtype=torch.float64),) * 2),
+            ]
+            self._stepped.append((learner, torch.stack(found)))
+
+    def read(self) -> dict[str, TableSample]:
+        """By table; waits for the device."""
+        found: dict[str, TableSample] = {}
+        for learner, sums in self._stepped:
+            for name, (ids, rows, gradient, radius, perturbation) in zip(
+                learner.names, sums.T.tolist(), strict=True
+            ):
+                one = found.setdefault(name, TableSample())
+                one.ids, one.rows = max(one.ids, ids), max(one.rows, rows)
+                one.radius = max(one.radius, radius)
+                one.gradient = (one.gradient**2 + gradient) ** 0.5
+                one.perturbation = (one.perturbation**2 + perturbation) ** 0.5
+        return found
