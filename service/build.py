@@ -231,7 +231,8 @@ def checkpoints(job: Job, run: RunDirectory, heartbeat: Heartbeat | None = None)
         keep=job.checkpoint.keep,
         background=job.checkpoint.background,
         began=heartbeat.saving if heartbeat else None,
-        alive=(lambda: heartbeat.beat("save")) if heartbeat else None,
+        alive=heartbeat.still if heartbeat else None,
+        waits=heartbeat.others if heartbeat else None,
     )
 
 

@@ -55,6 +55,11 @@ class Feed(Protocol):
         """Whether the valid split is scored after this step, if the job does not say how often."""
         ...
 
+    @property
+    def passed_over(self) -> int:
+        """Files that were left out because they are bad."""
+        ...
+
     def state_dict(self, step: int) -> dict[str, Any]:
         """Where it stands after a step, as plain numbers and texts."""
         ...
@@ -69,6 +74,8 @@ class Epochs:
         self.total_steps: int | None = total_steps
         self._total = total_steps
         self._loader = loader
+
+    passed_over = 0
 
     def stretches(
         self, step: int, idle: Callable[[], None], note: Callable[[str], None] = unheard
@@ -165,6 +172,10 @@ class Arrivals:
             yield self._batches(loader, step)
             step = self._last
         self._drop(before)
+
+    @property
+    def passed_over(self) -> int:
+        return len(self._bad)
 
     @property
     def _last(self) -> int:
