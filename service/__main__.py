@@ -273,18 +273,18 @@ def checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from sparta.service import build
+    from sparta.service import build_run
     from sparta.service.checkpoint.export import export
+    from sparta.service.checkpoint.find import find
     from sparta.service.run import RunDirectory
-    from sparta.service.train import tested_weights
 
     if arguments.out is None:
         raise ConfigError("--out is missing; name the folder to make")
     run = RunDirectory(arguments.run)
     job = run.read_job()
-    checkpoints = build.checkpoints(job, run)
-    name = checkpoints.find(arguments.checkpoint or tested_weights(job))
-    size = export(run, checkpoints.storage, name, arguments.out)
+    storage = build_run.checkpoints(job, run).storage
+    name = find(storage, arguments.checkpoint or run.tested(job))
+    size = export(run, storage, name, arguments.out)
     print(f"{arguments.out}: {name} of {run.path}, {size:,} bytes of weights in safetensors files")
 
 

@@ -3,7 +3,6 @@
 Everything below takes plain keyword arguments; everything here is a function of a `Job`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -17,14 +16,11 @@ from sparta.models.embedding import WIDE, Inputs, Table
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema, load_schema
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
-from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.config import Job, TableSettings
 from sparta.service.data.loader import Loader
 from sparta.service.data.partitions import Partitions
 from sparta.service.data.vocab import load_vocabulary
 from sparta.service.feed import Arrivals, Epochs, Feed
-from sparta.service.heartbeat import FOLDER as BEATS
-from sparta.service.heartbeat import Heartbeat
 from sparta.service.run import RunDirectory
 from sparta.service.run_settings import EarlyStopSettings
 from sparta.service.step import FusedStep, RowStep, Step
@@ -222,28 +218,6 @@ def step(job: Job, of: Sharded, world: World) -> Step:
         clip_norm=clip_norm,
     )
     return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))
-
-
-def checkpoints(job: Job, run: RunDirectory, heartbeat: Heartbeat | None = None) -> Checkpoints:
-    """Where the run's checkpoints are; the heartbeat tells of the phases of a save."""
-    return Checkpoints(
-        job.checkpoint.path or run.checkpoints,
-        keep=job.checkpoint.keep,
-        background=job.checkpoint.background,
-        began=heartbeat.saving if heartbeat else None,
-        alive=(lambda: heartbeat.beat("save")) if heartbeat else None,
-    )
-
-
-def heartbeat(job: Job, run: RunDirectory, world: World) -> Heartbeat:
-    """What tells others where this rank is."""
-    folder = os.environ.get(BEATS)
-    return Heartbeat(
-        Path(folder) if folder else run.path / "logs" / "train",
-        rank=world.rank,
-        ranks=world.ranks,
-        stuck_seconds=job.tolerate.stuck_seconds,
-    )
 
 
 def train_loader(job: Job, of: Schema, world: World, folder: Path | None = None) -> Loader:

@@ -57,6 +57,8 @@ class Heartbeat:
             "at": time.time(),
             "touches": 0,
         }
+        self._touches: dict[int, int] = {}
+        self._next_look = 0.0
         self._file = -1
         self._main = threading.get_ident()
         self._done = threading.Event()
@@ -91,6 +93,34 @@ class Heartbeat:
         if step is not None:
             self._line["step"] = step
         self._write()
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has begun."""
+        return bool(self._line["phase"] != "start")
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Since something was achieved."""
+        return float(time.time() - self._line["at"])
+
+    def still(self) -> None:
+        """Something was achieved in what is under way; before training begins that is not watched."""
+        if self.begun:
+            self.beat(self._line["phase"])
+
+    def others(self) -> None:
+        """This rank waits for the others: something was achieved, if the processes of all of them run.
+
+        Each of them watches himself, as long as he runs.
+        """
+        if self._folder is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._stuck_seconds / 8
+        touches = {rank: line["touches"] for rank, line in self._look().items()}
+        if all(touches.get(rank) != self._touches.get(rank) for rank in range(self._ranks)):
+            self._touches = touches
+            self.still()
 
     def saving(self, phase: str) -> None:
         """A phase of a save has begun, in whichever thread; empty when it has ended."""

@@ -7,9 +7,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import Schema, load_schema
@@ -33,7 +35,12 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.history = path / "history.jsonl"
         self.result = path / "result.json"
+        self.starts = path / "starts.log"
+        """A line whenever training started here."""
+        self.metrics = path / "metrics.json"
+        """Where Prometheus finds the ranks while they run."""
         self.curves = path / "curves.png"
+        self.source = path / "from.json"
         self.checkpoints = path / "checkpoints"
         self.partitions = path / "partitions"
         """Partitions of a watched folder, encoded."""
@@ -64,8 +71,11 @@ class RunDirectory:
             self.job.unlink()
         return self.job.exists()
 
-    def claim(self, job: Job, schema: Schema) -> None:
+    def claim(self, job: Job, schema: Schema, source: Mapping[str, Any] | None = None) -> None:
         """Write the resolved job, then what the data was: from now on the directory is this run's.
+
+        Args:
+            source: what it begins with (`--from`), for a start that is killed before its first checkpoint.
 
         Raises:
             ConfigError: another run was quicker, or the disk refuses.
@@ -74,6 +84,9 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             with self.job.open("x") as file:
                 file.write(job.dump())
+            self.source.unlink(missing_ok=True)
+            if source:
+                write_atomically(self.source, json.dumps(source) + "\n")
             schema.save(self.path)
         except OSError as error:
             if self.job.exists():
@@ -86,6 +99,19 @@ class RunDirectory:
         """Go on with the run: from now on it is described by `job`, which `resume.check` has let pass."""
         write_atomically(self.job, job.dump())
         self.checkpoints.mkdir(exist_ok=True)
+
+    def begun_from(self) -> dict[str, Any] | None:
+        """What `claim` was given as the source."""
+        return json.loads(self.source.read_text()) if self.source.exists() else None
+
+    def count_start(self) -> int:
+        """Note that training starts; how often it did before."""
+        with suppress(OSError), self.starts.open("a+") as file:  # a full disk is no reason not to
+            file.seek(0)
+            before = len(file.readlines())
+            file.write(datetime.now(UTC).isoformat(timespec="seconds") + "\n")
+            return before
+        return 0
 
     def check_same_data(self, schema: Schema) -> None:
         """Refuse a dataset whose columns, vocabularies or statistics are not those of the training.
@@ -109,6 +135,13 @@ class RunDirectory:
         if not self.job.is_file():
             raise ConfigError(f"{self.path}: holds no job.yaml, so it is no run directory of `sparta train`")
         return load_job(self.job, overrides)
+
+    def tested(self, job: Job) -> Literal["best", "last"]:
+        """Which weights result.json is about, or will be: the best if the job may stop early, unless they were lost."""
+        with suppress(OSError, ValueError, KeyError):
+            if json.loads(self.result.read_text())["weights"] == "last":
+                return "last"
+        return "best" if job.train.early_stop else "last"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one piece."""

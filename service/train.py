@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from sparta.models.errors import DataError, SpartaError
 from sparta.models.schema import Schema
-from sparta.service import build
+from sparta.service import build, build_run
 from sparta.service.check import check_forward
 from sparta.service.checkpoint.export import is_export, load_export
+from sparta.service.checkpoint.find import check_free, find, of_step, own
 from sparta.service.checkpoint.log import Log
+from sparta.service.checkpoint.storage import Storage
 from sparta.service.config import Job
 from sparta.service.curves import draw
 from sparta.service.history import History
@@ -83,16 +85,32 @@ def _train(
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
 
-    def take_over() -> None:
-        if source:
-            start_from(source, schema, sharded, step, world, weights_only=weights_only)
+    origin: dict[str, Any] | None = {"source": source, "weights_only": weights_only} if source else None
+    if resumes:
+        origin = world.once(run.begun_from) or origin
 
+    def take_over() -> None:
+        if origin:
+            start_from(origin["source"], schema, sharded, step, world, weights_only=origin["weights_only"])
+
+    elsewhere = Storage(job.checkpoint.path) if job.checkpoint.path else None
     if not resumes:
         take_over()
-        world.once(lambda: run.claim(job, schema))
+        if elsewhere:
+            world.once(lambda: check_free(elsewhere))
+        world.once(lambda: run.claim(job, schema, origin))
+    if elsewhere:
+        world.once(lambda: own(elsewhere, run.path))
     with (
-        build.heartbeat(job, run, world) as heartbeat,
+        build_run.heartbeat(job, run, world) as heartbeat,
         Progress(feed.total_steps, rank=world.rank) as progress,
+        build_run.serving(
+            job,
+            run,
+            world,
+            heartbeat,
+            telemetry := build_run.telemetry(job, schema, run, world, feed, progress.note),
+        ) as serving,
     ):
         tell_once = once(progress.note)
 
@@ -107,7 +125,7 @@ def _train(
             checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
             heartbeat.beat("save")
 
-        checkpoints = build.checkpoints(job, run, heartbeat)
+        checkpoints = build_run.checkpoints(job, run, heartbeat, telemetry)
         checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
         if resumes and not found:
@@ -139,6 +157,7 @@ def _train(
             beat=heartbeat.beat,
             bad_steps=job.tolerate.bad_steps,
             skips=skips,
+            telemetry=telemetry,
         )
         if resumes and not found:
             take_over()
@@ -151,33 +170,39 @@ def _train(
         if world.first:
             plan.save(run.plan)
             unmark(run.path)
-        if source and not found:
+        if origin and not found:
             save(trainer.state_dict())  # a resumed run has what was taken over from here
         progress.begin(start)
+        telemetry.begin(start, feed.total_steps, world.once(run.count_start), plan.counts())
         heartbeat.begin(start)
         try:
             stop.or_raise()
             outcome = trainer.run()
             checkpoints.finish()
             world.once(history.close if history else nothing)
-            weights = tested_weights(job)
+            weights: Literal["best", "last"] = "best" if job.train.early_stop else "last"
             if weights == "best" and outcome.best_step is not None:
                 try:
-                    best = world.once(lambda: checkpoints.of_step(outcome.best_step or 0))
+                    best = world.once(lambda: of_step(checkpoints.storage, outcome.best_step or 0))
                     checkpoints.load(sharded.state_dict(), best, weights_only=True)
                 except DataError as error:  # its save failed, or it was damaged since
                     progress.note(f"{error}: the last weights are tested instead")
                     weights = "last"
             scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
+            for split, metrics in scores.items():
+                telemetry.evaluated(split, metrics)
+            serving.linger()
         except Stopped:
             left = stop.seconds_left(job.checkpoint.grace_seconds)
             if world.first:  # it may be over before a save under way has ended
-                mark(run.path, trainer.steps, checkpoints.saved)
+                with suppress(OSError):
+                    mark(run.path, trainer.steps, checkpoints.saved)
             if fits(checkpoints, state_of(sharded, step, world), left):
                 save(trainer.state_dict())
             checkpoints.wait()
             if world.first:
-                mark(run.path, trainer.steps, checkpoints.saved)
+                with suppress(OSError):  # a full disk; the checkpoints may be on another
+                    mark(run.path, trainer.steps, checkpoints.saved)
             return None
         except SpartaError:
             with suppress(Exception):  # what was done before the mistake is not to be lost
@@ -229,11 +254,6 @@ def score(
     )
 
 
-def tested_weights(job: Job) -> Literal["best", "last"]:
-    """Which weights a run's result is about: the best if it could stop early, else the last."""
-    return "best" if job.train.early_stop else "last"
-
-
 def trained(
     run: RunDirectory, job: Job, world: World, which: Literal["best", "last"] | None = None
 ) -> tuple[Schema, Sharded]:
@@ -270,8 +290,8 @@ def trained(
     if is_export(run.path):
         load_export(run.path, sharded.state_dict())
         return schema, sharded
-    checkpoints = build.checkpoints(job, run)
-    name = world.once(lambda: checkpoints.find(which or tested_weights(job)))
+    checkpoints = build_run.checkpoints(job, run)
+    name = world.once(lambda: find(checkpoints.storage, which or run.tested(job)))
     checkpoints.load(sharded.state_dict(), name, weights_only=True)
     return schema, sharded
 

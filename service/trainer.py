@@ -115,6 +115,7 @@ class Trainer:
         self._refused = 0
         self._stopped = False  # by the watch
         self._settled = True  # what is due after the last step has been done
+        self._passed_over = 0
 
     def run(self) -> Outcome:
         """Train to the last step or until validation stops improving.
@@ -178,6 +179,7 @@ class Trainer:
         self._skips.load_state_dict(state["skips"])
         self._feed.load_state_dict(state["feed"])
         self._telemetry.knows(self._skips.by_column(), self._feed.passed_over)
+        self._passed_over = self._feed.passed_over
 
     def _train(self, batch: Batch, meanwhile: Callable[[], None]) -> None:
         step, factor, before = batch.slots.step, self._lr_factor(batch.slots.step), self._step.refused
@@ -204,6 +206,9 @@ class Trainer:
     def _idle(self) -> None:
         """There is nothing to train on for now."""
         self._beat("idle", self.steps)
+        if self._feed.passed_over != self._passed_over:  # which a start after this one is not to try again
+            self._passed_over = self._feed.passed_over
+            self._save(self.state_dict())
         self._stop.or_raise()
 
     def _settle(self) -> None:

@@ -17,6 +17,7 @@ from sparta.models.schema import Schema, load_schema
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.export import is_export, load_export
 from sparta.service.checkpoint.files import sizes
+from sparta.service.checkpoint.find import find
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import WEIGHTS, Checkpoints
 from sparta.service.run import RunDirectory
@@ -67,8 +68,8 @@ def locate(source: str) -> tuple[Storage, str]:
     run = RunDirectory(Path(source))
     if "://" not in source and run.job.is_file():
         job = run.read_job()
-        storage = job.checkpoint.path or run.checkpoints
-        return Storage(storage), Checkpoints(storage).find("best" if job.train.early_stop else "last")
+        storage = Storage(job.checkpoint.path or run.checkpoints)
+        return storage, find(storage, run.tested(job))
     above, name = os.path.split(source.rstrip("/"))
     if name.startswith(disk.PREFIX):
         return Storage(above), name

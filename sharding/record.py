@@ -6,6 +6,7 @@ width of a shard is its logical width rounded up to a multiple of 4.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,10 @@ class Plan(Record):
         """All bytes of a rank by our estimate."""
         shards = [shard for table in self.tables for shard in table.shards if shard.rank == rank]
         return self.received_bytes + sum(shard.bytes.total for shard in shards)
+
+    def counts(self) -> dict[str, int]:
+        """Tables by sharding type."""
+        return dict(Counter(table.sharding for table in self.tables))
 
     def save(self, path: Path) -> None:
         """Write it as JSON.

@@ -50,6 +50,11 @@ class _Hashed:
     def tell(self) -> int:
         return self.bytes
 
+    def fileno(self) -> int:
+        """For torch's fsync, which forgets what Python has not handed over yet."""
+        self._file.flush()
+        return self._file.fileno()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 

@@ -3,6 +3,7 @@
     checkpoints/step-000001000/    *.distcp, .metadata    torch.distributed.checkpoint's
                                    MANIFEST.json          size and sha256 of these, and where training stood
                                    COMMIT                 sha256 of the manifest, written last
+    checkpoints/OWNER              the run they are of
     checkpoints/damaged-step-...   was committed, does not match its manifest: set aside, never read
 
 Without COMMIT a folder is what a save left that was killed; the next start removes it.
@@ -10,7 +11,8 @@ Without COMMIT a folder is what a save left that was killed; the next start remo
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,10 +23,12 @@ from sparta.service.checkpoint.storage import Storage
 FORMAT = 2
 """Version of a checkpoint. 1 had weights only and no manifest; it can still be scored."""
 
-MANIFEST, COMMIT = "MANIFEST.json", "COMMIT"
+MANIFEST, COMMIT, OWNER = "MANIFEST.json", "COMMIT", "OWNER"
 PREFIX, DAMAGED = "step-", "damaged-"
 
 CHUNK_BYTES = 1 << 22
+
+_NAME = re.compile(rf"{PREFIX}\d+(-\d+)?")
 
 
 class DamageError(DataError):
@@ -55,9 +59,15 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-def name_of(step: int) -> str:
-    """The folder of the checkpoint after a step."""
-    return f"{PREFIX}{step:09d}"
+def name_of(step: int, number: int = 1) -> str:
+    """The folder of the checkpoint after a step, or of the second, third, ... one after the same."""
+    return f"{PREFIX}{step:09d}" + (f"-{number}" if number > 1 else "")
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """(step, number) of such a folder, by which they are ordered."""
+    step, _, number = name.removeprefix(PREFIX).partition("-")
+    return int(step), int(number or 1)
 
 
 def commit(storage: Storage, name: str, text: str) -> None:
@@ -74,7 +84,7 @@ def committed(storage: Storage) -> list[str]:
 
 def steps(storage: Storage) -> list[str]:
     """Folders of checkpoints, complete or not, oldest first."""
-    return [name for name in storage.names() if name.startswith(PREFIX)]
+    return sorted((name for name in storage.names() if _NAME.fullmatch(name)), key=place_of)
 
 
 def format_of(storage: Storage, name: str) -> int:
@@ -127,8 +137,17 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
         ) from error
 
 
-def damage(storage: Storage, name: str, manifest: Manifest, files: Iterable[str] | None = None) -> str | None:
+def damage(
+    storage: Storage,
+    name: str,
+    manifest: Manifest,
+    files: Iterable[str] | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> str | None:
     """What is wrong with some files of a checkpoint (all by default), read to the last byte; None if nothing.
+
+    Args:
+        alive: called now and then.
 
     Raises:
         OSError: the storage does not answer, which says nothing of the checkpoint.
@@ -139,19 +158,20 @@ def damage(storage: Storage, name: str, manifest: Manifest, files: Iterable[str]
             found = storage.size(f"{name}/{file}")
             if found != size:
                 return f"{file} has {found} bytes of {size}"
-            if digest != sha256(storage, f"{name}/{file}"):
+            if digest != sha256(storage, f"{name}/{file}", alive):
                 return f"{file} does not match its checksum"
         except FileNotFoundError:
             return f"{file} is gone"
     return None
 
 
-def sha256(storage: Storage, name: str) -> str:
+def sha256(storage: Storage, name: str, alive: Callable[[], None] = lambda: None) -> str:
     """The checksum of a file."""
     total, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
     with storage.reading(name) as file:
         while size := file.readinto(buffer):  # type: ignore[attr-defined]
             total.update(memoryview(buffer)[:size])
+            alive()
     return total.hexdigest()
 
 
@@ -173,7 +193,7 @@ def kept(storage: Storage, newest: int) -> set[str]:
     for name in complete[-newest:]:
         with suppress(DataError):  # a damaged one knows of no best
             best = read_manifest(storage, name).training.get("best_step")
-            stays |= {other for other in complete if best is not None and other.startswith(name_of(best))}
+            stays |= {other for other in complete if place_of(other)[0] == best}
     return stays
 
 

@@ -26,7 +26,8 @@ class Storage:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root) if "://" in str(root) else str(Path(root).absolute())
+        root = str(root).removeprefix("file://")  # what is local is synced
+        self.root = root if "://" in root else str(Path(root).absolute())
         self.local = "://" not in self.root
         try:
             self.fs, self._path = fsspec.core.url_to_fs(self.root)
@@ -53,7 +54,16 @@ class Storage:
         self.fs.makedirs(f"{self._path}/{name}".rstrip("/"), exist_ok=True)
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(f"{self._path}/{name}"))
+        """Whether it is there.
+
+        Raises:
+            OSError: the storage does not answer; `fs.exists` would say that it is not there.
+        """
+        try:
+            self.fs.info(f"{self._path}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, name: str) -> int:
         """Bytes of a file."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -24,11 +24,10 @@ from sparta.service.checkpoint.files import OTHERS, one_line, read, sizes, write
 from sparta.service.checkpoint.log import Listener, Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
-from sparta.sharding.collectives import from_first, gather, rank, ranks
+from sparta.sharding.collectives import gather, rank, ranks
 from sparta.sharding.state import check_names
 
 T = TypeVar("T")
-Which = Literal["best", "last"]
 
 WEIGHTS = ("tables/", "dense/")
 RNG = "rng/"
@@ -48,7 +47,8 @@ class Checkpoints:
         keep: newest ones to keep, beside the best of each.
         background: write beside the steps that follow.
         began: told of each phase of a save.
-        alive: called now and then while a save is waited for and bytes are still coming.
+        alive: called now and then while bytes are coming or going.
+        waits: called now and then while this rank has written what is his and waits for the others.
         listener: told how each save ended.
     """
 
@@ -61,6 +61,7 @@ class Checkpoints:
         began: Callable[[str], None] | None = None,
         alive: Callable[[], None] | None = None,
         listener: Listener | None = None,
+        waits: Callable[[], None] | None = None,
     ) -> None:
         self.storage = Storage(os.fspath(folder))
         self.log = Log(listener)
@@ -68,6 +69,7 @@ class Checkpoints:
         self._background = background
         self._tell = began or (lambda phase: None)
         self._alive = alive or (lambda: None)
+        self._waits = waits or (lambda: None)
         self._copies = Copies()
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
@@ -76,7 +78,7 @@ class Checkpoints:
         self.saved: int | None = None
         """Step of the newest checkpoint that is known to be complete."""
         self._phase = ""
-        self._settled: int | None = None  # the step after which another save would be the same
+        self._settled: object = None  # of the last save, after which another of the same would be no other
 
     # --- saving ------------------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class Checkpoints:
     def save(self, state: Mapping[str, Any], manifest: Manifest) -> None:
         """Copy the state and write it; a save that is under way is waited for first. Collective."""
         self.wait()
-        if self._settled == manifest.step:
+        if self._settled == _settled(manifest) is not None:
             return
         self.prepare()
         began = time.perf_counter()
@@ -110,10 +112,11 @@ class Checkpoints:
         written = -1
         while self._thread.is_alive():
             self._thread.join(0.5)
-            # Who has written what is his waits for the others, who answer for themselves.
-            if (now := self.log.bytes_written) != written or self._phase == OTHERS:
+            if (now := self.log.bytes_written) != written:
                 written = now
                 self._alive()
+            elif self._phase == OTHERS:
+                self._waits()
         self._thread = None
         if self._broken is not None:
             raise self._broken
@@ -141,7 +144,7 @@ class Checkpoints:
         """Everything after the copy; in the thread. All ranks come to the same end."""
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        name = disk.name_of(manifest.step)
+        name = None
         try:
             with one_line():
                 name = self._first(lambda: self._fresh(manifest.step))
@@ -154,7 +157,7 @@ class Checkpoints:
                 manifest = replace(manifest, files={k: v for share in shares for k, v in share.items()})
                 self._first(lambda: self._commit(name, manifest, time.perf_counter() - began, stalled))
             self._error, self.saved = None, manifest.step
-            self._settled = manifest.step if manifest.training.get("settled") else None
+            self._settled = _settled(manifest)
             self.log.saved(manifest, time.perf_counter() - began, stalled)
             if rank() == 0:
                 self._began("retain")
@@ -164,8 +167,10 @@ class Checkpoints:
             self.log.failed()
             if rank() == 0:
                 with suppress(Exception):
-                    self.storage.remove(name, disk.COMMIT)
-                _note(f"{self.storage.place(name)}: not saved ({error}); free space, training goes on")
+                    if name:  # which is ours since it was made
+                        self.storage.remove(name, disk.COMMIT)
+                place = self.storage.place(disk.name_of(manifest.step))
+                _note(f"{place}: not saved ({error}); free space, training goes on")
         except Exception as error:  # of a collective: another rank is gone, which is for the training to say
             self._broken = error
         self._began("")
@@ -190,10 +195,8 @@ class Checkpoints:
 
     def _fresh(self, step: int) -> str:
         """Make an empty folder; what is committed is never written over, what a killed save left is."""
-        name, number = disk.name_of(step), 1
-        while self.storage.exists(f"{name}/{disk.COMMIT}"):
-            number += 1
-            name = f"{disk.name_of(step)}-{number}"
+        numbers = [number for at, number in map(disk.place_of, disk.committed(self.storage)) if at == step]
+        name = disk.name_of(step, max(numbers, default=0) + 1)
         self.storage.remove(name, disk.COMMIT)
         self.storage.make(name)
         return name
@@ -234,15 +237,11 @@ class Checkpoints:
         Raises:
             DataError: the newest has another format, or the storage does not answer: no reason to set it aside.
         """
-        if rank() == 0:
-            for name in list(disk.torn(self.storage)):
-                _note(f"{self.storage.place(name)}: not complete, removed")
-                self.storage.remove(name, disk.COMMIT)
-        for name in reversed(from_first(disk.committed(self.storage) if rank() == 0 else [])):
+        for name in reversed(self._first(self._tidied)):
             manifest, problem = self._checked(name)
             if manifest and not problem:
                 self.saved = manifest.step
-                self._settled = manifest.step if manifest.training.get("settled") else None
+                self._settled = _settled(manifest)
                 self.log.go_on(manifest)
                 return name, manifest
             if rank() == 0:
@@ -251,6 +250,18 @@ class Checkpoints:
                 self.storage.rename(name, aside)
                 _note(f"{self.storage.place(name)}: {problem}; set aside as {aside}")
         return None
+
+    def _tidied(self) -> list[str]:
+        """The checkpoints, oldest first, once what a killed save left is removed."""
+        try:
+            for name in list(disk.torn(self.storage)):
+                _note(f"{self.storage.place(name)}: not complete, removed")
+                self.storage.remove(name, disk.COMMIT)
+            return disk.committed(self.storage)
+        except OSError as error:
+            raise DataError(
+                f"{self.storage.root}: cannot be read ({error}); see to the storage and resume again"
+            ) from error
 
     def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
         """The manifest, and what is wrong with the checkpoint; each rank reads a share of the files."""
@@ -268,44 +279,12 @@ class Checkpoints:
     def _damage(self, name: str, manifest: Manifest, files: list[str]) -> str | DataError | None:
         """What is wrong with some files, or why nobody knows."""
         try:
-            return disk.damage(self.storage, name, manifest, files)
+            return disk.damage(self.storage, name, manifest, files, self._alive)
         except Exception as error:  # whatever a storage's package raises
             return DataError(
                 f"{self.storage.place(name)}: cannot be read ({error}); see to the storage, or remove the checkpoint, "
                 "and resume again"
             )
-
-    def find(self, which: Which) -> str:
-        """The best checkpoint (the newest, when there was no evaluation), or the newest.
-
-        Raises:
-            DataError: there is none.
-        """
-        complete = disk.committed(self.storage)
-        if not complete:
-            raise DataError(
-                f"{self.storage.root}: holds no complete checkpoint; train first with `sparta train`"
-            )
-        newest = complete[-1]
-        if which == "last" or disk.format_of(self.storage, newest) == 1:
-            return newest
-        best = disk.read_manifest(self.storage, newest).training.get("best_step")
-        if best is None:
-            return newest
-        return self.of_step(best)
-
-    def of_step(self, step: int) -> str:
-        """The checkpoint after a step. Not collective.
-
-        Raises:
-            DataError: it is gone.
-        """
-        found = [name for name in disk.committed(self.storage) if name.startswith(disk.name_of(step))]
-        if not found:
-            raise DataError(
-                f"{self.storage.root}: the checkpoint of step {step} is gone; use --checkpoint last"
-            )
-        return found[-1]
 
     def load(
         self, state: dict[str, Any], name: str, *, weights_only: bool = False, checked: bool = False
@@ -333,6 +312,12 @@ class Checkpoints:
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)
+
+
+def _settled(manifest: Manifest) -> object:
+    """What two saves have in common of which the second would add nothing; None if nothing is known."""
+    training = manifest.training
+    return (manifest.step, training.get("feed")) if training.get("settled") else None
 
 
 def _note(text: str) -> None:

@@ -1,9 +1,9 @@
 """The HTTP endpoint of one rank: what Prometheus scrapes and what a cluster's probes ask.
 
-    /metrics   in Prometheus' text format, or OpenMetrics for who asks for it
-    /healthz   200 while training gets on, 503 with the reason when it does not
-    /readyz    200 once training has begun
-    /status    JSON for people
+/metrics   in Prometheus' text format, or OpenMetrics for who asks for it
+/healthz   200 while training gets on, 503 with the reason when it does not
+/readyz    200 once training has begun
+/status    JSON for people
 """
 
 import json

@@ -7,6 +7,7 @@ event on the stream of the steps, read when the GPU has come by; one step a seco
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -55,14 +56,14 @@ class CudaTimer:
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(self._stream)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
         return event
 
     def passed(self, mark: torch.cuda.Event) -> bool:
         return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        return float(start.elapsed_time(end)) / 1000  # type: ignore[no-untyped-call]
+        return float(start.elapsed_time(end)) / 1000
 
 
 def timer(device: torch.device) -> Timer:
@@ -107,7 +108,7 @@ class Phases:
 
     def _tell(self, marks: list[tuple[str, Any]]) -> None:
         spent: defaultdict[str, float] = defaultdict(float)
-        for (phase, start), (_, end) in zip(marks, marks[1:], strict=False):
+        for (phase, start), (_, end) in pairwise(marks):
             spent[phase] += self._timer.seconds(start, end)
         for phase, seconds in spent.items():
             self._seen(phase, seconds)

@@ -18,8 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
 
 from sparta.models.errors import DataError
-from sparta.service.metrics import Metrics
-from sparta.service.step import Step
+from sparta.service.step import Step, unheard
 from sparta.service.telemetry.instruments import PHASES, WINDOW, Instruments, Labelled
 from sparta.service.telemetry.phases import Phases, timer
 from sparta.service.telemetry.window import Window
@@ -36,6 +35,8 @@ class Telemetry:
         rates: learning rates by part (tables, dense), before any schedule.
         columns: of the dataset, any of which may turn out bad.
         waiting: batches that are read ahead.
+        note: told of what the user should know.
+        about: versions and the like.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Telemetry:
         rates: Mapping[str, float],
         columns: Sequence[str] = (),
         waiting: Callable[[], int] = lambda: 0,
+        note: Callable[[str], None] = unheard,
         about: Mapping[str, str] | None = None,
     ) -> None:
         self.own = CollectorRegistry()
@@ -55,6 +57,7 @@ class Telemetry:
         self.instruments = Instruments(self.own)
         ProcessCollector(registry=self.own)
         self.registry: Collector = Labelled(self.own, {"run": run, "rank": str(rank)}, self.refresh)
+        self.note = note
         self._device = device
         self._rates = dict(rates)
         self._waiting = waiting
@@ -77,12 +80,12 @@ class Telemetry:
 
     # --- what the trainer tells ---------------------------------------------------------------------------
 
-    def begin(self, step: int, total_steps: int | None, starts: int) -> None:
-        """Training goes on after `step`; the run was started so often before."""
+    def begin(self, step: int, total_steps: int | None, starts: int, plan: Mapping[str, int]) -> None:
+        """Training goes on after `step`; the run was started so often before; tables by sharding type."""
         self.instruments.step.set(step)
         self.instruments.planned_steps.set(math.nan if total_steps is None else total_steps)
         self.instruments.restarts.inc(starts)
-        self.status |= {"step": step, "steps": total_steps, "starts": starts}
+        self.status |= {"step": step, "steps": total_steps, "starts": starts, "plan": dict(plan)}
 
     def before(self, step: Step, factor: float) -> None:
         """A step is about to be taken, at `factor` times the learning rates."""
@@ -150,7 +153,7 @@ class Telemetry:
         self.instruments.skipped_partitions.inc(partitions - self._partitions)
         self.knows(rows, partitions)
 
-    def evaluated(self, split: str, scores: Mapping[str, Metrics]) -> None:
+    def evaluated(self, split: str, scores: Mapping[str, Mapping[str, float | None]]) -> None:
         """Metrics of a split, by task."""
         for task, metrics in scores.items():
             for name, instrument in (
@@ -197,7 +200,7 @@ class Telemetry:
         try:
             self.evaluated(WINDOW, self._window.metrics())
         except DataError:  # a window without a sample of weight, or with a logit that is not finite
-            self.evaluated(WINDOW, dict.fromkeys(self._window.labels, {}))
+            self.evaluated(WINDOW, {label: {} for label in self._window.labels})
 
     def _refresh_tables(self) -> None:
         if self._sample is None:

@@ -48,7 +48,9 @@ class Sampler:
         learner = call.learner
         if not self._counts(learner):
             return
-        radius = learner.scale(one, largest, torch.ones(len(learner.names), dtype=torch.float64, device=scale.device))
+        radius = learner.scale(
+            one, largest, torch.ones(len(learner.names), dtype=torch.float64, device=scale.device)
+        )
         sizes = one.touched.bounds.diff().clamp(min=1)
         self._climbed[learner] = (
             learner.by_table(one.touched, radius) / sizes,

@@ -270,7 +270,9 @@ class RowTables:
         squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         for call, one in passes:
             if not call.learner.replicated or rank() == 0:  # all replicas found the same
-                squares += _gathered(self._places[call.learner], squares, call.learner.by_table(one.touched, one.sum.squares))
+                squares += _gathered(
+                    self._places[call.learner], squares, call.learner.by_table(one.touched, one.sum.squares)
+                )
         total(squares)
         joined = squares.new_zeros(len(self._joint) + 1)  # the last is of the tables without
         joined = _gathered(self._joined % len(joined), joined, squares)

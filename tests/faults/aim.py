@@ -11,13 +11,14 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from sparta.service.checkpoint.files import OTHERS
 from tests.faults.inject import PHASES
 from tests.faults.ranks import Attempt
 
-AIMED = (*PHASES, "step", "evaluate")
+AIMED = (*PHASES, OTHERS, "step", "evaluate")
 """Phases that need their share of the kills."""
 
-ALL_RANKS = ("copy", "data", "step", "evaluate")
+ALL_RANKS = ("copy", "data", OTHERS, "step", "evaluate")
 """Phases of every rank; the others are the first's alone."""
 
 POLL_SECONDS = 0.0002

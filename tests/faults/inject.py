@@ -21,8 +21,10 @@ PHASES = ("copy", "data", "metadata", "manifest", "commit", "retain")
 """Of a save, in their order; all ranks copy and write data, the first does the rest."""
 
 
-def at_phase(rank: int, victim: int, phase: str, save: int, watched: int) -> None:
-    """Kill rank `victim` when rank `watched` begins a phase of its so-manieth save.
+def at_phase(
+    rank: int, victim: int, phase: str, save: int, watched: int, number: int = signal.SIGKILL
+) -> None:
+    """Send a signal to rank `victim` when rank `watched` begins a phase of its so-manieth save.
 
     Only the first rank has the later phases; a victim beside it is told through a file.
     """
@@ -34,7 +36,7 @@ def at_phase(rank: int, victim: int, phase: str, save: int, watched: int) -> Non
         if name == phase and rank == watched:
             seen[0] += 1
             if seen[0] == save:
-                _kill(self, victim)
+                _send(self, victim, number)
 
     Heartbeat.saving = saving  # type: ignore[method-assign]
 
@@ -113,12 +115,12 @@ def commit_first(rank: int, then: Callable[..., None] | None = None, *arguments:
         then(rank, *arguments)
 
 
-def _kill(heartbeat: Heartbeat, victim: int) -> None:
-    """End a rank of this machine, whose process its heartbeat names."""
+def _send(heartbeat: Heartbeat, victim: int, number: int) -> None:
+    """Send a signal to a rank of this machine, whose process its heartbeat names."""
     from sparta.service.heartbeat import read_beats
 
     assert heartbeat._folder is not None
     while victim not in (beats := read_beats(Path(heartbeat._folder), heartbeat._ranks)):
         time.sleep(0.001)
-    os.kill(beats[victim]["pid"], signal.SIGKILL)
+    os.kill(beats[victim]["pid"], number)
     time.sleep(0.05)  # no further in this phase than the other got

@@ -8,6 +8,7 @@ Exit code 1 says that something was lost, that a run differs, or that a phase ha
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -90,6 +91,7 @@ class Siege:
                 "outlived_seconds_max": round(self.outlived_seconds, 2),
                 "ended_before_they_met": self.unmet,
                 "date": datetime.now(UTC).date().isoformat(),
+                "commit": _commit(),
                 "versions": versions(),
             }
         )
@@ -219,6 +221,15 @@ def _on_disk(run: Path) -> dict[str, str]:
         name.removeprefix(disk.PREFIX).lstrip("0"): "committed" if name in complete else files[name]
         for name in files
     }
+
+
+def _commit() -> str | None:
+    """The code that was killed; with a plus if files differ from the commit."""
+    said = [
+        subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+        for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    ]
+    return f"{said[0]}+" if said[1] else said[0]
 
 
 def _last_words(run: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sparta.service.config import load_job
+from sparta.service.run import RunDirectory
 from tests.faults import harness, inject
 from tests.faults.ranks import start
 
@@ -132,3 +134,4 @@ def test_without_the_best_checkpoint_the_last_weights_are_tested(data: Path, tmp
     assert "the last weights are tested instead" in attempt.said(0)
     again = json.loads((run / "result.json").read_text())
     assert (result["weights"], again["weights"]) == ("best", "last")
+    assert RunDirectory(run).tested(load_job(run / "job.yaml")) == "last"  # what `evaluate` takes

@@ -43,10 +43,14 @@ def test_on_other_ranks_and_plans_the_losses_are_the_same(
 
 def test_checkpoints_behind_a_url_are_as_good(data: Path, unkilled: Path, tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "elsewhere"
-    job = harness.write_job(tmp_path, data, checkpoint={"every": 3, "keep": 2, "path": f"file://{folder}"})
+    job = harness.write_job(tmp_path, data, checkpoint={"every": 3, "keep": 2, "path": f"local://{folder}"})
     assert start(job, run, 2, inject.at_step, 1, 12).wait()[1] == -9
     assert list(folder.glob("step-*/COMMIT"))
     attempt = start(job, run, 2)
     assert attempt.wait() == [0, 0]
     assert "going on after step " in attempt.said(0)
     assert harness.history_of(run) == harness.history_of(unkilled)
+    attempt = start(job, tmp_path / "another", 2)  # which would take these checkpoints for its own
+    assert attempt.wait() == [2, 2]
+    assert f"local://{folder}: holds checkpoints of another run; give this one" in attempt.said(0)
+    assert not (tmp_path / "another" / "job.yaml").exists()

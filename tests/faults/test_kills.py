@@ -1,11 +1,13 @@
 """Rank 0 or 1 is killed with SIGKILL in every phase of a save; the run goes on as if nothing had happened."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from sparta.service.checkpoint import store
 from sparta.service.checkpoint.manifest import Manifest
+from sparta.service.heartbeat import STUCK_CODE
 from tests.faults import harness, inject
 from tests.faults.ranks import start
 
@@ -58,6 +60,20 @@ def test_a_save_that_another_rank_has_broken_is_raised_where_it_is_waited_for(
     checkpoints.save({}, Manifest(3, {}))
     with pytest.raises(RuntimeError, match="closed by peer"):
         checkpoints.finish()
+
+
+def test_a_rank_that_is_stopped_in_a_save_is_named_and_ended(
+    data: Path, unkilled: Path, tmp_path: Path
+) -> None:
+    """All the others have written what is theirs, and wait."""
+    sections = {"checkpoint": {"every": 3, "keep": 2, "background": False}, "tolerate": {"stuck_seconds": 2}}
+    job = harness.write_job(tmp_path, data, **sections)
+    attempt = start(job, tmp_path / "run", 2, inject.at_phase, 1, "data", 2, 1, signal.SIGSTOP)
+    assert attempt.wait() == [STUCK_CODE, -signal.SIGKILL]
+    assert "rank 1 on " in attempt.said(0)
+    assert "no progress for 2 s after step 6 (its process does not run)" in attempt.said(0)
+    assert start(job, tmp_path / "run", 2).wait() == [0, 0]
+    assert harness.digests(tmp_path / "run") == harness.digests(unkilled)
 
 
 def test_a_rank_that_dies_early_is_not_blamed_on_the_model(job: Path, tmp_path: Path) -> None:

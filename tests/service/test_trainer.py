@@ -45,6 +45,8 @@ def batch(step: int) -> Batch:
 class Feed:
     """Batches by number."""
 
+    passed_over = 0
+
     def __init__(self, total: int) -> None:
         self.total_steps: int | None = total
         self._total = total

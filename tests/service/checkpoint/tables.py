@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparta.service.checkpoint.manifest import Manifest
+from sparta.service.checkpoint.store import Checkpoints
 from sparta.sharding.state import LogicalTable, Window
 
 PAD = 3
@@ -62,3 +63,10 @@ def numbers(of: dict[str, Any]) -> list[Any]:
 def manifest(step: int, *, settled: bool = True, best_step: int | None = None) -> Manifest:
     """Where training stood after a step."""
     return Manifest(step, {"step": step, "settled": settled, "best_step": best_step}, about={"ranks": 1})
+
+
+def load(checkpoints: Checkpoints, name: str, rank: int = 0, ranks: int = 1, kind: str = "rows") -> list[Any]:
+    """What a rank finds in a checkpoint."""
+    mine = state(0.0, rank, ranks, kind)
+    checkpoints.load(mine, name)
+    return numbers(mine)

@@ -13,6 +13,7 @@ from sparta.models.schema import load_schema
 from sparta.service.checkpoint import export as module
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.export import INDEX, export, is_export, load_export
+from sparta.service.checkpoint.find import find
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.run import RunDirectory
@@ -76,7 +77,7 @@ def test_the_export_of_the_tested_weights_has_the_metrics_of_the_result(
     pool: Pool, learned: Path, tmp_path: Path
 ) -> None:
     checkpoints = Checkpoints(learned / "checkpoints")
-    export(RunDirectory(learned), checkpoints.storage, checkpoints.find("best"), tmp_path / "out")
+    export(RunDirectory(learned), checkpoints.storage, find(checkpoints.storage, "best"), tmp_path / "out")
     result = json.loads((learned / "result.json").read_text())
     assert pool.run(2, run_evaluation, tmp_path / "out", None, "test")[0] == result["eval"]["test"]
 

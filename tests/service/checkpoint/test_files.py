@@ -1,6 +1,7 @@
 """What a write says of its files is what is on the disk, and any ranks under any plan read the same state back."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def loaded(rank: int, ranks: int, root: str, names: tuple[str, ...]) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=["", "file://"])
+@pytest.fixture(scope="module", params=["", "local://"])
 def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{request.param}{tmp_path_factory.mktemp('files')}"
 
@@ -63,7 +64,7 @@ def test_bytes_and_checksums_are_those_on_the_disk(root: str, told: list[list[An
         (first, _, _), (second, _, _) = (of_rank[number] for of_rank in told)
         assert not first.keys() & second.keys()
         assert {".metadata"} < first.keys()
-        folder = Path(root.removeprefix("file://"), kind)
+        folder = Path(root.removeprefix("local://"), kind)
         assert {path.name: described(path) for path in folder.iterdir()} == {**first, **second}
 
 
@@ -102,6 +103,24 @@ def test_sizes_are_those_of_whole_tensors(root: str, told: list[list[Any]]) -> N
         "rng/0.draws": None,
         "rng/1.draws": None,
     }
+
+
+def test_every_byte_of_a_local_file_is_synced(
+    alone: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[str, int] = {}
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removesuffix(".tmp")
+        synced[name] = os.fstat(descriptor).st_size
+        plain(descriptor)
+
+    storage = Storage(tmp_path)
+    storage.make("here")
+    monkeypatch.setattr(os, "fsync", fsync)
+    files = write(state(3.0), storage, "here", group=None)
+    assert synced == {name: size for name, (size, _) in files.items()}
 
 
 def test_a_memory_store_is_as_good(alone: World) -> None:

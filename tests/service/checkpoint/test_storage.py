@@ -144,6 +144,11 @@ def test_a_relative_path_is_where_it_was_when_the_folder_was_opened(
     assert storage.place("step-1") == f"{tmp_path}/checkpoints/step-1"
 
 
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}/there")
+    assert (storage.root, storage.local) == (f"{tmp_path}/there", True)
+
+
 def test_an_unknown_kind_of_url_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="nosuch://x: no storage of that kind") as error:
         Storage("nosuch://x")

@@ -13,20 +13,15 @@ import torch
 
 from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
+from sparta.service.checkpoint.find import find, of_step
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.world import World
 from tests.pool import Pool
-from tests.service.checkpoint.tables import manifest, numbers, state
+from tests.service.checkpoint.tables import load, manifest, numbers, state
 
 PATIENCE_SECONDS = 60.0
-
-
-def load(checkpoints: Checkpoints, name: str, rank: int = 0, ranks: int = 1, kind: str = "rows") -> list[Any]:
-    mine = state(0.0, rank, ranks, kind)
-    checkpoints.load(mine, name)
-    return numbers(mine)
 
 
 class Gate:
@@ -87,8 +82,9 @@ def test_the_newest_and_the_best_stay(alone: World, tmp_path: Path) -> None:
         checkpoints.save(state(float(step)), manifest(step, best_step=best))
         there.append([int(name.removeprefix(disk.PREFIX)) for name in checkpoints.storage.names()])
     assert there == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6], [6, 7], [6, 7, 8], [6, 8, 9]]
-    assert (checkpoints.find("best"), checkpoints.find("last")) == ("step-000000006", "step-000000009")
-    assert load(checkpoints, checkpoints.find("best")) == numbers(state(6.0))
+    storage = checkpoints.storage
+    assert (find(storage, "best"), find(storage, "last")) == ("step-000000006", "step-000000009")
+    assert load(checkpoints, find(storage, "best")) == numbers(state(6.0))
 
 
 def test_the_same_step_is_saved_again_only_if_more_has_been_done(alone: World, tmp_path: Path) -> None:
@@ -98,8 +94,8 @@ def test_the_same_step_is_saved_again_only_if_more_has_been_done(alone: World, t
     checkpoints.save(state(3.0), manifest(4))
     assert disk.committed(checkpoints.storage) == ["step-000000004", "step-000000004-2"]
     assert load(checkpoints, "step-000000004") == numbers(state(1.0))  # what is committed is not written over
-    assert load(checkpoints, checkpoints.of_step(4)) == numbers(state(2.0))
-    assert checkpoints.find("last") == "step-000000004-2"
+    assert load(checkpoints, of_step(checkpoints.storage, 4)) == numbers(state(2.0))
+    assert find(checkpoints.storage, "last") == "step-000000004-2"
 
 
 def test_what_a_killed_save_left_is_written_over(alone: World, tmp_path: Path) -> None:
@@ -222,7 +218,7 @@ def test_old_checkpoints_that_cannot_be_removed_fail_nothing(
     checkpoints.finish()
     assert "note: " in (told := capfd.readouterr().err)
     assert "old checkpoints could not be removed" in told
-    assert checkpoints.find("last") == "step-000000002"
+    assert find(checkpoints.storage, "last") == "step-000000002"
 
 
 def damaged(rank: int, ranks: int, folder: Path) -> tuple[Any, int | None, list[Any]]:
@@ -259,14 +255,14 @@ def test_where_there_is_none_none_is_found(alone: World, tmp_path: Path) -> None
         assert checkpoints.newest() is None
         assert checkpoints.saved is None
         with pytest.raises(DataError, match="holds no complete checkpoint; train first with `sparta train`"):
-            checkpoints.find("last")
+            find(checkpoints.storage, "last")
 
 
 def test_a_best_that_is_gone_is_named(alone: World, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, background=False)
     checkpoints.save(state(5.0), manifest(5, best_step=3))
     with pytest.raises(DataError, match="the checkpoint of step 3 is gone; use --checkpoint last"):
-        checkpoints.find("best")
+        find(checkpoints.storage, "best")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +311,7 @@ def test_a_checkpoint_of_weights_alone_can_still_be_scored(alone: World, tmp_pat
     checkpoints.save(weights, manifest(1))
     (tmp_path / "step-000000001" / disk.MANIFEST).unlink()
     (tmp_path / "step-000000001" / disk.COMMIT).write_text(json.dumps({"format": 1, "step": 1}))
-    assert checkpoints.find("best") == checkpoints.find("last") == "step-000000001"
+    assert find(checkpoints.storage, "best") == find(checkpoints.storage, "last") == "step-000000001"
     mine = {name: value for name, value in state(0.0).items() if name in weights}
     checkpoints.load(mine, "step-000000001", weights_only=True)
     assert numbers(mine) == numbers(weights)

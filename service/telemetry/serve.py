@@ -1,0 +1,115 @@
+"""The endpoints of a run: each rank serves its own, the first tells Prometheus where they all are.
+
+`<run>/metrics.json` is a file_sd file: one target a rank, with the labels that the scrape is to add. It goes when
+the run ends in order; of a run that was killed it stays, so that somebody misses the ranks.
+"""
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from prometheus_client import pushadd_to_gateway
+
+from sparta.service.heartbeat import Heartbeat
+from sparta.service.run import write_atomically
+from sparta.service.run_settings import MetricsSettings
+from sparta.service.telemetry.endpoint import Endpoint, listen_on
+from sparta.service.telemetry.telemetry import Telemetry
+from sparta.service.world import World
+from sparta.sharding.collectives import gather
+
+JOB = "sparta"
+"""What Prometheus calls the job; ours is in the label `name`."""
+
+PUSH_SECONDS = 5.0
+
+
+class Serving:
+    """A context in which this rank answers. Entering it is collective.
+
+    Args:
+        targets: the file_sd file.
+        labels: of every target, beside job and rank.
+
+    Raises:
+        ConfigError: the port is taken; on that rank only.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        settings: MetricsSettings,
+        heartbeat: Heartbeat,
+        world: World,
+        *,
+        targets: Path,
+        labels: Mapping[str, str],
+    ) -> None:
+        self._telemetry = telemetry
+        self._settings = settings
+        self._heartbeat = heartbeat
+        self._world = world
+        self._targets = targets
+        self._labels = dict(labels)
+        self._endpoint: Endpoint | None = None
+
+    def __enter__(self) -> "Serving":
+        if self._settings.port is None:
+            return self
+        host, port = listen_on(self._settings.port, self._world.rank % self._world.local_ranks)
+        self._endpoint = Endpoint(
+            self._telemetry.registry,
+            health=self._wrong,
+            ready=lambda: self._heartbeat.begun,
+            status=lambda: self._telemetry.status,
+            host=host,
+            port=port,
+        )
+        self._endpoint.start()
+        name = host if host.startswith("127.") else socket.gethostname()
+        addresses = gather((f"{name}:{self._endpoint.port}", socket.gethostname()))
+        if self._world.first:
+            found = [
+                {"targets": [address], "labels": self._labels_of(rank, machine)}
+                for rank, (address, machine) in enumerate(addresses)
+            ]
+            write_atomically(self._targets, json.dumps(found, indent=1) + "\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._endpoint is None:
+            return
+        self._endpoint.close()
+        if kind is None and self._world.first:
+            self._targets.unlink(missing_ok=True)
+
+    def linger(self) -> None:
+        """Training has ended: let its last numbers be seen, as the job says."""
+        if self._endpoint and self._settings.linger_seconds:
+            self._endpoint.wait_for_scrape(self._settings.linger_seconds)
+        if self._settings.pushgateway:
+            where = {**self._labels, "rank": str(self._world.rank)}
+            self._telemetry.refresh()
+            try:
+                pushadd_to_gateway(
+                    self._settings.pushgateway, JOB, self._telemetry.own, where, timeout=PUSH_SECONDS
+                )
+            except OSError as error:  # the training is done, and its result is written
+                self._telemetry.note(
+                    f"metrics.pushgateway {self._settings.pushgateway}: not pushed ({error})"
+                )
+
+    def _labels_of(self, rank: int, machine: str) -> dict[str, str]:
+        instance = f"{machine}/{self._labels['run']}/{rank}"  # the same after a restart, on whatever port
+        return {"job": JOB, "instance": instance, "rank": str(rank), **self._labels}
+
+    def _wrong(self) -> str | None:
+        """Why /healthz fails, if it does: nothing was finished for too long."""
+        quiet = self._heartbeat.quiet_seconds
+        if not self._heartbeat.begun or quiet <= self._settings.healthy_seconds:
+            return None
+        return f"no step, evaluation or save was finished for {quiet:.0f} s"
