@@ -101,10 +101,10 @@ def _train(
         world.once(lambda: run.claim(job, schema, origin))
     if elsewhere:
         world.once(lambda: own(elsewhere, run.path))
-    with (
-        build.heartbeat(job, run, world) as heartbeat,
-        Progress(feed.total_steps, rank=world.rank) as progress,
-    ):
+    heartbeat = build.heartbeat(job, run, world)
+    checkpoints = build.checkpoints(job, run, heartbeat)
+    checkpoints.prepare()  # from here on a rank that dies is noticed by the others at once
+    with heartbeat, Progress(feed.total_steps, rank=world.rank) as progress:
         tell_once = once(progress.note)
 
         def scores_of(split: str) -> Scores:
@@ -118,8 +118,6 @@ def _train(
             checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
             heartbeat.beat("save")
 
-        checkpoints = build.checkpoints(job, run, heartbeat)
-        checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
         if resumes and not found:
             world.once(lambda: check_there(run, job, checkpoints))
