@@ -101,17 +101,11 @@ def _train(
         world.once(lambda: run.claim(job, schema, origin))
     if elsewhere:
         world.once(lambda: own(elsewhere, run.path))
-    with (
-        build_run.heartbeat(job, run, world) as heartbeat,
-        Progress(feed.total_steps, rank=world.rank) as progress,
-        build_run.serving(
-            job,
-            run,
-            world,
-            heartbeat,
-            telemetry := build_run.telemetry(job, schema, run, world, feed, progress.note),
-        ) as serving,
-    ):
+    heartbeat, progress = build_run.heartbeat(job, run, world), Progress(feed.total_steps, rank=world.rank)
+    telemetry = build_run.telemetry(job, schema, run, world, feed, progress.note)
+    checkpoints = build_run.checkpoints(job, run, heartbeat, telemetry)
+    checkpoints.prepare()  # from here on a rank that dies is noticed by the others at once
+    with heartbeat, progress, build_run.serving(job, run, world, heartbeat, telemetry) as serving:
         tell_once = once(progress.note)
 
         def scores_of(split: str) -> Scores:
@@ -125,8 +119,6 @@ def _train(
             checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
             heartbeat.beat("save")
 
-        checkpoints = build_run.checkpoints(job, run, heartbeat, telemetry)
-        checkpoints.prepare()
         found = checkpoints.newest() if resumes else None
         if resumes and not found:
             world.once(lambda: check_there(run, job, checkpoints))

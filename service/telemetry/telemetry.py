@@ -77,6 +77,7 @@ class Telemetry:
             self.instruments.bad_rows.labels(column)
         self.instruments.build.info({"device": device.type, **(about or {})})
         self.instruments.checkpoint_last.set_to_current_time()
+        self.instruments.loss.set(math.nan)
 
     # --- what the trainer tells ---------------------------------------------------------------------------
 
@@ -187,12 +188,13 @@ class Telemetry:
             self.instruments.data_queue.set(self._waiting())
             self._refresh_window()
             self._refresh_tables()
-            if self._gradient_norm is not None:
-                self.instruments.dense_gradient_norm.set(float(self._gradient_norm))
+            norm = self._gradient_norm
+            self.instruments.dense_gradient_norm.set(math.nan if norm is None else float(norm))
             if self._device.type == "cuda":
                 for kind, size in (
                     ("allocated", torch.cuda.memory_allocated(self._device)),
                     ("reserved", torch.cuda.memory_reserved(self._device)),
+                    ("total", torch.cuda.get_device_properties(self._device).total_memory),
                 ):
                     self.instruments.gpu_memory.labels(kind).set(size)
 
