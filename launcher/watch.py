@@ -2,7 +2,7 @@
 
 Every rank of a run writes its address into `metrics.json` of the run directory, in the format of Prometheus'
 file_sd. Its patterns allow no `*` for a folder, so one folder of links stands between, kept up to date. The
-alert rules are those of k8s/base, which is no part of an installed wheel: there it goes without, and says so.
+alert rules are those of k8s/base: a link beside this file, which an installed wheel has as a file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sparta.models.errors import ConfigError
 
 TARGETS = "metrics.json"
 """In a run directory: where its ranks can be scraped."""
-RULES = Path(__file__).resolve().parents[1] / "k8s" / "base" / "rules.yaml"
+RULES = Path(__file__).with_name("rules.yaml")
 SCRAPE_SECONDS = 5
 LOOK_SECONDS = 1.0
 """How often new and finished runs are looked for."""
@@ -51,14 +51,12 @@ def watch(argv: Sequence[str]) -> int:
     return 0
 
 
-def configuration(
-    targets: Path, rules: Path | None, *, scrape_seconds: float = SCRAPE_SECONDS
-) -> dict[str, Any]:
-    """Prometheus' configuration: all files of a folder in the format of file_sd, and perhaps a file of rules."""
+def configuration(targets: Path, rules: Path, *, scrape_seconds: float = SCRAPE_SECONDS) -> dict[str, Any]:
+    """Prometheus' configuration: all files of a folder in the format of file_sd, and a file of rules."""
     often = f"{scrape_seconds:g}s"
     return {
         "global": {"scrape_interval": often, "scrape_timeout": often, "evaluation_interval": often},
-        "rule_files": [str(rules)] if rules else [],
+        "rule_files": [str(rules)],
         "scrape_configs": [
             {
                 "job_name": "sparta",
@@ -70,10 +68,8 @@ def configuration(
     }
 
 
-def plain_rules(rules: Path, folder: Path) -> Path | None:
-    """The groups of a PrometheusRule object as a file that Prometheus reads; None where there is none."""
-    if not rules.is_file():
-        return None
+def plain_rules(rules: Path, folder: Path) -> Path:
+    """Write the groups of a PrometheusRule object into a folder, as a file that Prometheus reads."""
     plain = folder / "rules.yml"
     plain.write_text(yaml.safe_dump({"groups": yaml.safe_load(rules.read_text())["spec"]["groups"]}))
     return plain
@@ -99,7 +95,7 @@ def _watch(runs: Path, port: int, folder: Path) -> None:
     rules = plain_rules(RULES, folder)
     with prometheus(configuration(targets, rules), port=port) as server:
         print(f"Prometheus on {server.url}, beside the runs in {runs}; Ctrl-C ends it", flush=True)
-        print(f"  alerts: {server.url}/alerts" if rules else f"  without alerts: no {RULES}", flush=True)
+        print(f"  alerts: {server.url}/alerts", flush=True)
         while server.process.poll() is None:
             link(runs, targets)
             time.sleep(LOOK_SECONDS)

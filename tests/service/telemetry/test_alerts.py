@@ -30,9 +30,7 @@ def promtool(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     """The folder that holds our groups as Prometheus reads them."""
-    plain = plain_rules(RULES, tmp_path)
-    assert plain
-    return plain.rename(tmp_path / "rules.yaml").parent
+    return plain_rules(RULES, tmp_path).rename(tmp_path / "rules.yaml").parent
 
 
 def test_prometheus_takes_the_rules(rules: Path) -> None:
