@@ -11,6 +11,7 @@
     beats          how far each rank has come
     stopped        a training that was told to stop, and how to go on with it
     tether         no process outlives the one that started it
+    watch          a Prometheus beside local runs; prometheus starts and ends it
     demo           the first look: synth, prepare, train
 
 The command itself loads neither torch nor, before a job starts, TorchX.

@@ -30,7 +30,13 @@ MULTI = {
     "predict": "score the rows of a raw file with a trained run",
 }
 DEMO = "demo"
-VERBS = {**SINGLE, **MULTI, DEMO: "a first look: synth, prepare and train in three minutes"}
+WATCH = "watch"
+VERBS = {
+    **SINGLE,
+    **MULTI,
+    WATCH: "start a Prometheus on this machine that scrapes local runs",
+    DEMO: "a first look: synth, prepare and train in three minutes",
+}
 
 
 def main(argv: Sequence[str] | None = None, *, service: str = SERVICE) -> int:
@@ -66,6 +72,10 @@ def _dispatch(verb: str, arguments: list[str], service: str) -> int:
         from sparta.launcher.demo import demo
 
         return demo(arguments)
+    if verb == WATCH:
+        from sparta.launcher.watch import watch
+
+        return watch(arguments)
     request = None if verb in SINGLE or wants_help(arguments) else peek(arguments)
     if request is None:
         return _become(service, verb, arguments)

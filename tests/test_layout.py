@@ -105,7 +105,9 @@ def test_the_names_of_settings_are_those_of_what_they_set() -> None:
 def test_every_requirement_is_pinned(name: str) -> None:
     lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
     wrong = [
-        line for line in lines if line and not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)
+        line
+        for line in lines
+        if line and not re.fullmatch(r"[A-Za-z0-9._-]+==([0-9]+!)?[0-9][A-Za-z0-9.]*", line)
     ]
     assert wrong == []
 

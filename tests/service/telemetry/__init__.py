@@ -1,0 +1,1 @@
+"""What a run tells of itself, and what dashboards and alerts make of it."""
