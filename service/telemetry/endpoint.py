@@ -7,8 +7,10 @@
 """
 
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,11 +54,13 @@ class Endpoint:
         self._health = health
         self._ready = ready
         self._status = status
-        self._scrapes = threading.Semaphore(0)
+        self._scraped = threading.Event()
+        self._since = math.inf  # a scrape counts from then on
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                began = time.monotonic()
                 code, kind, body = endpoint.answer(self.path, self.headers.get("Accept", ""))
                 with suppress(BrokenPipeError, ConnectionResetError):  # who asked has left
                     self.send_response(code)
@@ -64,8 +68,8 @@ class Endpoint:
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
-                    if self.path == "/metrics":
-                        endpoint._scrapes.release()
+                    if self.path == "/metrics" and began >= endpoint._since:
+                        endpoint._scraped.set()
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Probes ask every few seconds: nobody wants to read that."""
@@ -96,10 +100,10 @@ class Endpoint:
         self._server.server_close()
 
     def wait_for_scrape(self, seconds: float) -> bool:
-        """Until /metrics is asked for once more, at most so long; whether it was."""
-        while self._scrapes.acquire(blocking=False):
-            pass
-        return self._scrapes.acquire(timeout=seconds)
+        """Until /metrics was asked for once more, at most so long; whether it was."""
+        self._scraped.clear()
+        self._since = time.monotonic()
+        return self._scraped.wait(seconds)
 
     def answer(self, path: str, accept: str) -> Answer:
         """What a GET is answered."""

@@ -218,7 +218,7 @@ class Telemetry:
             told.table_touched_rows.labels(name).set(one.rows)
             if one.rows:
                 told.table_dedup_ratio.labels(name).set(one.ids / one.rows)
-            told.table_radius_mean.labels(name).set(one.radius)
+                told.table_radius_mean.labels(name).set(one.radius)
             told.table_perturbation_norm.labels(name).set(one.perturbation)
             told.table_gradient_norm.labels(name).set(one.gradient)
 

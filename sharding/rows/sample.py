@@ -17,7 +17,7 @@ from sparta.sharding.rows.learner import Learner, Pass
 
 @dataclass
 class TableSample:
-    """One table in one step, on this rank. A table of which several column shards are here counts its rows once."""
+    """One table in one step, on this rank; where a table is split by columns, who has the first counts its rows."""
 
     ids: float = 0.0
     """Looked up."""
@@ -73,12 +73,12 @@ class Sampler:
         """By table; waits for the device."""
         found: dict[str, TableSample] = {}
         for learner, sums in self._stepped:
-            for name, (ids, rows, gradient, radius, perturbation) in zip(
-                learner.names, sums.T.tolist(), strict=True
+            for name, origin, (ids, rows, gradient, radius, perturbation) in zip(
+                learner.names, learner.group.origins, sums.T.tolist(), strict=True
             ):
                 one = found.setdefault(name, TableSample())
-                one.ids, one.rows = max(one.ids, ids), max(one.rows, rows)
-                one.radius = max(one.radius, radius)
+                if origin[1] == 0:
+                    one.ids, one.rows, one.radius = ids, rows, radius
                 one.gradient = (one.gradient**2 + gradient) ** 0.5
                 one.perturbation = (one.perturbation**2 + perturbation) ** 0.5
         return found

@@ -212,16 +212,23 @@ class RowTables:
 
     def sample(self) -> Sampler:
         """What the next step will fill, unless it is refused."""
-        self._sampler = Sampler(lambda learner: not learner.replicated or rank() == 0)
+        self._sampler = Sampler(self._tells)
         return self._sampler
 
     def rows_here(self) -> dict[str, int]:
-        """Rows of each table that are on this rank; of column shards, once."""
+        """Rows of each table on this rank; their sum over ranks is the table's, whatever the plan."""
         found: dict[str, int] = {}
         for learner in self.learners:
-            for name, shape in zip(learner.names, learner.group.shapes, strict=True):
-                found[name] = max(found.get(name, 0), shape.rows)
+            group = learner.group
+            for name, shape, origin in zip(learner.names, group.shapes, group.origins, strict=True):
+                if origin[1] == 0 and self._tells(learner):
+                    found[name] = shape.rows
         return found
+
+    @staticmethod
+    def _tells(learner: Learner) -> bool:
+        """Whether this rank tells of a learner's rows; of replicas the first rank does."""
+        return not learner.replicated or rank() == 0
 
     def largest(self) -> dict[str, int]:
         """N* of each table that counts, over all ranks, as of the last step; waits for the device."""

@@ -23,7 +23,9 @@ from sparta.service.history import History, read_history
 from sparta.service.progress import Progress
 from sparta.service.report import Scores
 from sparta.service.skips import Skips
+from sparta.service.step import Seen
 from sparta.service.stop import Stopped
+from sparta.service.telemetry.telemetry import Telemetry
 from sparta.service.trainer import Meter, Outcome, Trainer
 from sparta.service.world import World
 from tests.pool import Pool
@@ -46,6 +48,7 @@ class Feed:
     """Batches by number."""
 
     passed_over = 0
+    waiting = 0
 
     def __init__(self, total: int) -> None:
         self.total_steps: int | None = total
@@ -81,7 +84,14 @@ class Model:
     weight: float = 0.0
     lr: float = 0.0
 
-    def __call__(self, of: Batch, meanwhile: Callable[[], None]) -> Tensor:
+    tables = None
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
+
+    def __call__(self, of: Batch, meanwhile: Callable[[], None], phase: Callable[[str], None]) -> Tensor:
+        phase("second_pass")
         meanwhile()
         step = of.slots.step
         if step in self.bad:
@@ -125,6 +135,7 @@ class Job:
     bad_steps: int = 0
     saves: list[tuple[dict[str, Any], float]] = field(default_factory=list)
     trainer: Trainer | None = None
+    telemetry: Telemetry | None = None
 
     def run(
         self, saved: tuple[dict[str, Any], float] | None = None, cut: int | None = None
@@ -142,6 +153,7 @@ class Job:
         def save(training: Mapping[str, Any]) -> None:
             self.saves.append((dict(training), model.weight))
 
+        self.telemetry = Telemetry(run="r", rank=0, device=CPU, labels=("click",), rates={"tables": 0.1})
         self.trainer = Trainer(
             sharded=SimpleNamespace(row_collections=[]),  # type: ignore[arg-type]
             step=model,  # type: ignore[arg-type]
@@ -166,6 +178,7 @@ class Job:
             beat=lambda phase, step: None,
             bad_steps=self.bad_steps,
             skips=Skips(0, lambda line: None),
+            telemetry=self.telemetry,
         )
         if state:
             self.trainer.load_state_dict(state)
@@ -227,7 +240,7 @@ def test_a_refused_step_counts_in_no_mean_and_moves_nothing(tmp_path: Path, bad:
     for step in range(1, 7):
         if step not in bad:
             model.set_lr(schedule.scale(step))
-            losses[step] = float(model(batch(step), lambda: None))
+            losses[step] = float(model(batch(step), lambda: None, lambda phase: None))
     steps = {line["step"]: line for line in job.lines() if "loss" in line}
     for last in (2, 4, 5, 6):  # a line every second step, and at the evaluation
         first = {2: 1, 4: 3, 5: 5, 6: 6}[last]
@@ -238,6 +251,29 @@ def test_a_refused_step_counts_in_no_mean_and_moves_nothing(tmp_path: Path, bad:
             samples = sum(1 + step % SLOTS for step in losses if step <= last)
             assert steps[last]["examples"] == samples
     assert job.saves[-1][1] == pytest.approx(model.weight)
+    told = {
+        name: counted(job, name)
+        for name in ("examples", "steps", "nonfinite_steps", "skipped_batches", "step")
+    }
+    assert told == {
+        "examples": outcome.examples,
+        "steps": 6,
+        "nonfinite_steps": len(bad),
+        "skipped_batches": len(bad),
+        "step": 6,
+    }
+    assert counted(job, "learning_rate", part="tables") == pytest.approx(0.1 * schedule.scale(6))
+
+
+def counted(job: Job, name: str, **labels: str) -> float | None:
+    """What the trainer's instruments say, as they are scraped."""
+    assert job.telemetry is not None
+    wanted = {"run": "r", "rank": "0", **labels}
+    for metric in job.telemetry.registry.collect():
+        for sample in metric.samples:
+            if sample.name in (f"sparta_{name}", f"sparta_{name}_total") and sample.labels == wanted:
+                return float(sample.value)
+    return None
 
 
 def test_one_more_than_is_put_up_with_ends_the_run(tmp_path: Path) -> None:
