@@ -5,7 +5,7 @@ Nothing is read from the device before `read`, and nothing is summed over the ra
 
 # T = tables of a group, u = touched rows
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +57,12 @@ class Sampler:
             learner.by_table(one.touched, scale.square() * one.sum.squares),
         )
 
-    def stepped(self, call: Call, one: Pass) -> None:
-        """Take the pass that the rows are stepped by."""
-        learner, touched = call.learner, one.touched
-        if self._counts(learner):
+    def stepped(self, passes: Sequence[tuple[Call, Pass]]) -> None:
+        """Take the passes that the rows are stepped by."""
+        for call, one in passes:
+            learner, touched = call.learner, one.touched
+            if not self._counts(learner):
+                continue
             found = [
                 learner.by_table(touched, touched.counts.double()),
                 touched.bounds.diff().double(),
@@ -73,12 +75,15 @@ class Sampler:
         """By table; waits for the device."""
         found: dict[str, TableSample] = {}
         for learner, sums in self._stepped:
-            for name, origin, (ids, rows, gradient, radius, perturbation) in zip(
-                learner.names, learner.group.origins, sums.T.tolist(), strict=True
+            for name, learning, origin, (ids, rows, gradient, radius, perturbation) in zip(
+                learner.names, learner.learning, learner.group.origins, sums.T.tolist(), strict=True
             ):
                 one = found.setdefault(name, TableSample())
-                if origin[1] == 0:
+                rule, first = learning.optimizer.rule, origin[1] == 0
+                if first:
                     one.ids, one.rows, one.radius = ids, rows, radius
+                if rule == "asam" or (rule == "helen" and not first):
+                    perturbation = 0.0  # ASAM's is another norm; of Helen's rows every shard knows the whole
                 one.gradient = (one.gradient**2 + gradient) ** 0.5
                 one.perturbation = (one.perturbation**2 + perturbation) ** 0.5
         return found

@@ -183,6 +183,8 @@ class RowTables:
 
     def step(self, passes: Sequence[tuple[Call, Pass]]) -> None:
         """Restore the rows and let the base optimizers step; collective. Ends the step."""
+        if self._sampler:
+            self._sampler.stepped(passes)  # before the squares of column shards are those of whole rows
         self._split.complete(
             passes, [name for name in self.names if self.optimizers[name].steps_by == "rowwise_adagrad"]
         )
@@ -193,8 +195,6 @@ class RowTables:
                 call.learner.restore(call.touched, rows)
         for call, one in passes:
             call.learner.step(one, saved.get(call), step=self.steps)
-            if self._sampler:
-                self._sampler.stepped(call, one)
         self._end(kept=True)
 
     def refuse(self) -> None:

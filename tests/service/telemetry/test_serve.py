@@ -85,9 +85,11 @@ def test_two_ranks_tell_all_that_the_result_says(data: Path, tmp_path: Path) -> 
         assert each["sparta_checkpoint_bytes"] == result["checkpoints"]["bytes"]
         assert each["sparta_dense_gradient_norm"] > 0
         assert each["process_resident_memory_bytes"] > 1e6
-    whole = {series for each in said for series in each}
-    for table in ("item", "user"):
-        assert name("sparta_table_frequency_max", table=table) in whole
+    for table, most in result["most_frequent"].items():
+        assert {each[name("sparta_table_frequency_max", table=table)] for each in said} == {
+            most["occurrences"]
+        }
+        assert sum(each.get(name("sparta_table_ids", table=table), 0) for each in said) > 0
     assert not (run / "metrics.json").exists(), "an orderly end is nobody's alarm"
 
 
