@@ -1,5 +1,6 @@
 """Jobs as `sparta submit` would render them, without its command line."""
 
+import warnings
 from typing import Any
 
 from sparta.launcher.kubernetes import finish, indexed_job
@@ -54,7 +55,9 @@ def volcano(what: Job | None = None, **options: Any) -> Any:
     """The Volcano job of `app(**options)`, finished."""
     from torchx.schedulers.kubernetes_scheduler import app_to_resource
 
-    resource = app_to_resource(app(**options), "sparta", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of retries with a Volcano of long ago
+        resource = app_to_resource(app(**options), "sparta", None)
     return finish(resource, what or job(), namespace="sparta")
 
 
