@@ -92,8 +92,11 @@ def _finish_container(container: Object, job: Job) -> None:
         if job.kubernetes.probes.enabled:
             container |= _probes(job.kubernetes.probes)
     container["ports"] = [*container.get("ports", []), *ports]
+    # torchrun gives up after a minute; another node may still be pulling the image.
+    seconds = job.kubernetes.probes.startup_seconds
+    added = {**WRITABLE, "PET_RDZV_CONF": f"join_timeout={seconds},read_timeout={seconds}"}
     secrets = job.kubernetes.secret_env
-    variables += ({"name": name, "value": WRITABLE[name]} for name in WRITABLE if name not in there)
+    variables += ({"name": name, "value": added[name]} for name in added if name not in there)
     variables += ({"name": name, "valueFrom": _secret(secrets[name])} for name in secrets)
 
 

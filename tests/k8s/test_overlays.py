@@ -15,6 +15,7 @@ from sparta.launcher.kubernetes import lint
 from sparta.models.errors import ConfigError
 from tests.k8s.kustomize import K8S, OVERLAYS, Object, by_hand, by_kubectl, render
 from tests.k8s.strict import check, needs_crds
+from tests.launcher.kubernetes import rendered
 
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -150,6 +151,16 @@ def test_grafana_finds_both_dashboards(overlay: str) -> None:
     assert set(found["data"]) == {"training.json", "tables.json"}
     for text in found["data"].values():
         assert json.loads(text)["panels"]
+
+
+def test_the_readme_names_what_is_there() -> None:
+    text = (K8S / "README.md").read_text()
+    for path in re.findall(r"`((?:base|overlays)/[a-z./]+)`", text):
+        assert (K8S / path).exists(), path
+    for path in K8S.glob("base/*.yaml"):
+        assert path.name == "kustomization.yaml" or f"`base/{path.name}`" in text
+    (section,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert rendered.job(**yaml.safe_load(section)["kubernetes"]).kubernetes.secret_env
 
 
 def test_int_or_string_may_be_both_and_nothing_else() -> None:

@@ -112,3 +112,15 @@ def test_probes_can_be_left_out_but_not_the_metrics(render: Any) -> None:
 def test_there_is_time_for_a_last_checkpoint(render: Any, said: int | None, seconds: int) -> None:
     spec = rendered.template(render(rendered.job(grace_seconds=said)))["spec"]
     assert spec["terminationGracePeriodSeconds"] == seconds
+
+
+def test_ranks_wait_for_slow_pods_as_long_as_the_cluster_does(
+    render: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.run import config_from_args, parse_args
+
+    done = render(rendered.job(probes={"startup_seconds": 1234}))
+    monkeypatch.setenv("PET_RDZV_CONF", variables(done)["PET_RDZV_CONF"])
+    command = rendered.container(done)["command"]
+    config, *_ = config_from_args(parse_args(command[command.index("torch.distributed.run") + 1 :]))
+    assert config.rdzv_configs["join_timeout"] == config.rdzv_configs["read_timeout"] == "1234"
