@@ -34,10 +34,10 @@ def indexed_job(app: Any, job: Job, *, queue: str | None, namespace: str) -> lis
     if not dns_label(namespace):
         raise ConfigError(f"namespace {namespace!r} is no DNS label; give --cfg namespace=NAME")
     role, name = only_role(app), _unique_name(app.name)
-    template = pod_template(app, role, job, name=name, host=f"{name}-0")
-    # By its plain name pod 0 knows itself without DNS, where it appears a moment late; the others find it by search.
-    search = f"{name}.{namespace}.svc.{job.kubernetes.cluster_domain}"
-    template["spec"] |= {"subdomain": name, "restartPolicy": "Never", "dnsConfig": {"searches": [search]}}
+    # The whole name: it stands in the pod's own /etc/hosts, so pod 0 knows itself before DNS knows it.
+    host = f"{name}-0.{name}.{namespace}.svc.{job.kubernetes.cluster_domain}"
+    template = pod_template(app, role, job, name=name, host=host)
+    template["spec"] |= {"subdomain": name, "restartPolicy": "Never"}
     if job.kubernetes.priority_class:
         template["spec"]["priorityClassName"] = job.kubernetes.priority_class
     ours = labels(job, run_of(template, job))
@@ -51,8 +51,8 @@ def indexed_job(app: Any, job: Job, *, queue: str | None, namespace: str) -> lis
         "completionMode": "Indexed",
         "completions": nodes,
         "parallelism": nodes,
-        # When one pod fails the others fail with it: an attempt costs as many as there are.
-        "backoffLimit": role.max_retries * nodes,
+        # Pods are counted: an attempt may cost all of them, and the eviction of pod 0, where ranks meet, the others.
+        "backoffLimit": (role.max_retries + 1) * nodes - 1,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [

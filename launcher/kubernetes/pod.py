@@ -5,7 +5,7 @@ Everything is added to what is there; variables that the container has already k
 
 from typing import Any
 
-from sparta.launcher.kubernetes.command import ranks_per_node, run_name, verb
+from sparta.launcher.kubernetes.command import option, ranks_per_node, run_name, verb
 from sparta.launcher.kubernetes.grammar import gibibytes
 from sparta.launcher.request import NEW_RUN
 from sparta.service.config import Job
@@ -84,7 +84,9 @@ def _finish_container(container: Object, job: Job) -> None:
     }
     variables = container.setdefault("env", [])
     there = {variable["name"]: variable.get("value", "") for variable in variables}
-    ports = [{"name": "rdzv", "containerPort": RENDEZVOUS_PORT}]
+    ports: list[Object] = []
+    if option(command, "--rdzv-endpoint"):
+        ports.append({"name": "rdzv", "containerPort": RENDEZVOUS_PORT})
     first = _metrics_port(job) or int(there.get(METRICS_PORT) or 0)
     if first and verb(command) == NEW_RUN:
         ranks = ranks_per_node(command, _gpus(container))

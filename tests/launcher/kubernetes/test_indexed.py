@@ -14,11 +14,10 @@ def test_the_ranks_meet_at_the_name_that_the_first_pod_gives_itself() -> None:
     name, spec = job["metadata"]["name"], rendered.template(job)["spec"]
     variables = {one["name"]: one.get("value") for one in rendered.container(job)["env"]}
     command = rendered.container(job)["command"]
-    # An indexed pod's host name is the job's with its number, and stands in its own /etc/hosts.
-    assert variables["SPARTA_RANK0_HOST"] == f"{name}-0"
+    # A pod finds this name in its own /etc/hosts: its host name is the job's with its number.
+    assert variables["SPARTA_RANK0_HOST"] == f"{name}-0.{spec['subdomain']}.sparta.svc.cluster.local"
     assert command[command.index("--rdzv-endpoint") + 1] == "env:SPARTA_RANK0_HOST:29500"
     assert spec["subdomain"] == service["metadata"]["name"] == name
-    assert spec["dnsConfig"]["searches"] == [f"{name}.sparta.svc.cluster.local"]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
 
@@ -40,10 +39,13 @@ def test_kueue_may_start_less_of_an_elastic_one() -> None:
     }
 
 
-@pytest.mark.parametrize("retries, nodes", [(0, 2), (3, 4)])
-def test_an_attempt_is_all_pods_failing(retries: int, nodes: int) -> None:
+@pytest.mark.parametrize("retries, nodes", [(0, 1), (0, 2), (3, 4)])
+def test_every_attempt_may_cost_all_pods(retries: int, nodes: int) -> None:
     job, *_ = rendered.indexed(retries=retries, nodes=nodes)
-    assert job["spec"]["backoffLimit"] == retries * nodes
+    failures, limit = nodes * (retries + 1), job["spec"]["backoffLimit"]
+    assert failures - nodes <= limit, "as many attempts as retries are allowed"
+    assert limit < failures, "and no more"
+    assert limit >= nodes - 1, "an evicted pod 0 takes the others with it"
 
 
 def test_mistakes_end_it_and_evictions_do_not_count() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sparta.launcher.kubernetes import indexed_job
 from tests.launcher.kubernetes import rendered
 
 SCHEDULERS = {
@@ -82,6 +83,13 @@ def test_what_the_container_has_it_keeps(render: Any) -> None:
 def test_every_rank_has_a_port_for_its_metrics(render: Any, ranks: int) -> None:
     ports = {one["name"]: one["containerPort"] for one in rendered.container(render(ranks=ranks))["ports"]}
     assert ports == {"rdzv": 29500, **{f"metrics-{rank}": 9400 + rank for rank in range(ranks)}}
+
+
+def test_one_process_meets_nobody() -> None:
+    alone = rendered.app(nodes=1, gpu=False, verb="prepare")
+    alone.roles[0].args = ["-m", "sparta.service", "prepare", "spec.yaml", "--out", "/data/clicks"]
+    job, *_ = indexed_job(alone, rendered.job(), queue="q", namespace="sparta")
+    assert rendered.container(job)["ports"] == []
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
