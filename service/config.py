@@ -26,6 +26,7 @@ from pydantic import (
 from sparta.models.errors import ConfigError
 from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
+from sparta.service.kubernetes_settings import KubernetesSettings
 from sparta.service.run_settings import CheckpointSettings, MetricsSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, Yaml, edit, explain
 
@@ -212,6 +213,7 @@ class Job(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     tolerate: TolerateSettings = TolerateSettings()
     metrics: MetricsSettings = MetricsSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @field_validator("format")
     @classmethod
@@ -224,6 +226,7 @@ class Job(Settings):
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "Job":
+        self.kubernetes.grace(self.checkpoint.grace_seconds)
         every = self.optim.tables
         if every.ascend_fraction * self.data.batch_size < 1:
             raise ValueError(

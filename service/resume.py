@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "checkpoint.grace_seconds",
     "tolerate",
     "metrics",
+    "kubernetes",
 )
 """Keys of a job that may differ when a run goes on: the samples and their order stay."""
 
