@@ -87,8 +87,9 @@ def _finish_container(container: Object, job: Job) -> None:
     ports: list[Object] = []
     if option(command, "--rdzv-endpoint"):
         ports.append({"name": "rdzv", "containerPort": RENDEZVOUS_PORT})
-    first = _metrics_port(job) or int(there.get(METRICS_PORT) or 0)
-    if first and verb(command) == NEW_RUN:
+    port = job.metrics.port
+    first = port or int(there.get(METRICS_PORT) or 0)
+    if port is not None and first and verb(command) == NEW_RUN:
         ranks = ranks_per_node(command, _gpus(container))
         ports += [{"name": f"metrics-{rank}", "containerPort": first + rank} for rank in range(ranks)]
         if job.kubernetes.probes.enabled:
@@ -140,11 +141,6 @@ def _toleration(asked: TolerationSettings) -> Object:
 def _secret(source: str) -> Object:
     name, key = source.split("/")
     return {"secretKeyRef": {"name": name, "key": key}}
-
-
-def _metrics_port(job: Job) -> int:
-    metrics = getattr(job, "metrics", None)
-    return int(getattr(metrics, "port", 0))
 
 
 def _gpus(container: Object) -> int:

@@ -139,11 +139,11 @@ class Labelled(Collector):
     """What a registry collects, each sample with some labels more.
 
     Args:
-        refresh: called before everything is collected.
+        refresh: called before everything is collected, if given.
     """
 
     def __init__(
-        self, inner: CollectorRegistry, labels: Mapping[str, str], refresh: Callable[[], None]
+        self, inner: CollectorRegistry, labels: Mapping[str, str], refresh: Callable[[], None] = lambda: None
     ) -> None:
         self._inner = inner
         self._labels = dict(labels)

@@ -26,6 +26,7 @@ def alive(process: int) -> bool:
     return True
 
 
+@pytest.mark.prometheus
 def test_it_answers_on_loopback_and_then_is_gone(scratch: Path) -> None:
     with prometheus({}) as server:
         assert server.url.startswith("http://127.0.0.1:")
@@ -36,6 +37,7 @@ def test_it_answers_on_loopback_and_then_is_gone(scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.prometheus
 def test_it_is_gone_when_the_block_fails(scratch: Path) -> None:
     with pytest.raises(KeyboardInterrupt), prometheus({}) as server:
         raise KeyboardInterrupt
@@ -43,12 +45,14 @@ def test_it_is_gone_when_the_block_fails(scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.prometheus
 def test_a_configuration_that_is_none_is_told(scratch: Path) -> None:
     with pytest.raises(ConfigError, match="scrapes_configs"), prometheus({"scrapes_configs": []}):
         pass
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.prometheus
 def test_a_port_that_is_taken_is_told(scratch: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

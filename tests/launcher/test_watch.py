@@ -74,6 +74,7 @@ def test_a_folder_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.startswith("error: no/such: no such folder; ")
 
 
+@pytest.mark.prometheus
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_it_scrapes_a_run_until_it_is_told_to_end(end: signal.Signals, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"

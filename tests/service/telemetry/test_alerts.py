@@ -33,12 +33,14 @@ def rules(tmp_path: Path) -> Path:
     return plain_rules(RULES, tmp_path).rename(tmp_path / "rules.yaml").parent
 
 
+@pytest.mark.prometheus
 def test_prometheus_takes_the_rules(rules: Path) -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=rules)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(ALERTS)} rules found" in done.stdout
 
 
+@pytest.mark.prometheus
 @pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
 def test_alerts_fire_and_stay_silent(cases: Path, rules: Path) -> None:
     shutil.copy(cases, rules)
@@ -46,6 +48,7 @@ def test_alerts_fire_and_stay_silent(cases: Path, rules: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.prometheus
 def test_a_case_that_is_not_met_is_seen(rules: Path) -> None:
     """promtool does fail: without this the tests above might pass whatever the rules say."""
     text = (rules / "rules.yaml").read_text()

@@ -10,7 +10,7 @@ from sparta.launcher.watch import configuration, link, plain_rules
 from tests.scraping import RULES, Question, broken_rules, eventually, every_question, has_data, query
 from tests.service.telemetry.fake_ranks import FakeRank, fake_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.prometheus]
 RUN = '{name="clicks",run="clicks-2"}'
 
 
