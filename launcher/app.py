@@ -1,0 +1,248 @@
+"""A job as TorchX takes it, for any of its schedulers: one role of equal machines, torchrun on each of them.
+
+The job file travels as text in SPARTA_JOB. In a container the environment is the container's, and Python the
+image's; without one (`local_cwd`, `slurm`) it is this Python, in this folder, and the environment stands in the
+command, because Slurm splits values at commas.
+"""
+
+import argparse
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparta.launcher.local import MEMORY_AND_THREADS, SHUTDOWN
+from sparta.launcher.run_directory import RUNS
+from sparta.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchx.specs import AppDef, Resource
+
+    from sparta.service.config import Job
+
+ROLE = "ranks"
+JOB_VARIABLE = "SPARTA_JOB"
+METRICS_HOST, METRICS_PORT = "SPARTA_METRICS_HOST", "SPARTA_METRICS_PORT"
+RENDEZVOUS_PORT = 29500
+FIRST_METRICS_PORT = 9400
+PORTS = {"rdzv": RENDEZVOUS_PORT, **{f"metrics-{rank}": FIRST_METRICS_PORT + rank for rank in range(8)}}
+"""Names of a container's ports."""
+PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+
+
+@dataclass(frozen=True)
+class Machines:
+    """On what a job runs."""
+
+    j: str | None = None
+    """`[[min:]nodes x]ranks`: machines and ranks on each; if not said, one with the job's train.ranks."""
+    resource: str | None = None
+    """Name of what each machine has; if not said, as many GPUs as ranks where the job's device is cuda."""
+    cpu: int = 0
+    gpu: int = 0
+    memory_mb: int = 0
+    """Instead of a name, where cpu is above 0."""
+    image: str | None = None
+    """Of the container; None for no container."""
+    mounts: Sequence[str] = ()
+    """As TorchX writes them: `type=volume`, `src=claim`, `dst=/data`, `readonly`, ..."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    retries: int = 0
+    """Times that the scheduler starts all machines again."""
+
+
+def read_training(path: Path, words: Sequence[str]) -> tuple["Job", str, list[str]]:
+    """A job file edited by the `--set` among the `words` of a command line: the job, its text, the other words.
+
+    Raises:
+        ConfigError: as `load_job`.
+    """
+    from sparta.service.config import check_job
+    from sparta.service.job_text import read_text, write_text
+
+    overrides, rest = _split(words)
+    raw = read_text(path, overrides)
+    # Variables and relative paths in it are resolved where it runs.
+    return check_job(raw, str(path)), write_text(raw), rest
+
+
+def training(path: Path, words: Sequence[str], run: str | None, machines: Machines) -> tuple["AppDef", "Job"]:
+    """`sparta train` of a job file, going on where the run directory holds a checkpoint.
+
+    Args:
+        words: further arguments of `sparta train`; its `--set` edit the job here.
+        run: the run directory, which all machines reach; `runs/<name>` if None.
+
+    Raises:
+        ConfigError: bad job, resource, mount or number of ranks.
+    """
+    job, text, rest = read_training(path, words)
+    arguments = ["train", f"env:{JOB_VARIABLE}", "--run-dir", run or str(RUNS / job.name), "--resume", *rest]
+    app = on_ranks(
+        arguments,
+        name=job.name,
+        machines=machines,
+        ranks=job.train.ranks,
+        cuda=job.train.device == "cuda",
+        restarts=job.tolerate.restarts,
+        grace_seconds=job.checkpoint.grace_seconds,
+        environment={JOB_VARIABLE: text},
+    )
+    return app, job
+
+
+def on_ranks(
+    arguments: Sequence[str],
+    *,
+    name: str,
+    machines: Machines,
+    ranks: int = 1,
+    cuda: bool = False,
+    restarts: int = 0,
+    grace_seconds: float = 8.0,
+    environment: Mapping[str, str] | None = None,
+) -> "AppDef":
+    """A verb of the service on every rank, `ranks` where `machines` does not say.
+
+    Args:
+        cuda: ask for as many GPUs as ranks unless `machines` names a resource.
+        restarts: of the ranks of a machine, before the scheduler restarts all.
+        grace_seconds: for the ranks to end after SIGTERM.
+
+    Raises:
+        ConfigError: bad resource, mount or number of ranks.
+    """
+    from torchx.specs import macros
+
+    least, most, per_node = _nodes(machines.j or f"1x{ranks}")
+    resource = _resource(machines, per_node if cuda else 0)
+    own = {
+        PREFIX: "[${rank}] ",
+        "LOGLEVEL": "WARNING",
+        "OMP_NUM_THREADS": str(max(1, int(resource.cpu) // per_node)),
+        SHUTDOWN: str(math.ceil(grace_seconds)),
+        "PYTHONUNBUFFERED": "1",
+        **MEMORY_AND_THREADS,
+        **_metrics(machines, most),
+        **(environment or {}),
+    }
+    torchrun = ["--nnodes", f"{least}:{most}", "--nproc-per-node", str(per_node), "--tee", "3"]
+    torchrun += ["--max-restarts", str(restarts), "--rdzv-backend", "c10d"]
+    # Shell, not text: the scheduler says in a variable who is the first, and some tell all but the first.
+    host = f"${{{macros.rank0_env}:=localhost}}:{RENDEZVOUS_PORT}".replace("${", "$${", 1)
+    place = f"--rdzv-id {macros.app_id} --rdzv-endpoint {host if most > 1 else 'localhost:0'}"
+    service = _quoted(["-m", "sparta.service", *arguments])
+    command = f"{_quoted(['-m', 'sparta.launcher.node', *torchrun])} {place} {service}"
+    app = _app(name, command, own, machines, resource)
+    app.roles[0].num_replicas = most
+    app.roles[0].min_replicas = least if least < most else None
+    return app
+
+
+def alone(arguments: Sequence[str], *, name: str, machines: Machines) -> "AppDef":
+    """A verb of the service in one process.
+
+    Raises:
+        ConfigError: bad resource or mount.
+    """
+    own = {"PYTHONUNBUFFERED": "1"}
+    command = _quoted(["-m", "sparta.service", *arguments])
+    return _app(name, command, own, machines, _resource(machines, 0))
+
+
+def _app(
+    name: str, command: str, environment: Mapping[str, str], machines: Machines, resource: "Resource"
+) -> "AppDef":
+    """Python with the arguments `command`, which is shell, on one machine."""
+    from torchx.specs import AppDef, Role, parse_mounts
+
+    environment = {**environment, **machines.environment}
+    if machines.image is None:
+        words = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable]
+        command, environment = f"{_quoted(words)} {command}", {}
+    else:
+        command = f"python {command}"
+    try:
+        mounts = parse_mounts(list(machines.mounts))
+    except (KeyError, ValueError) as error:
+        reason = str(error.args[0])
+        raise ConfigError(
+            f"mount {','.join(machines.mounts)}: {reason}; see `sparta submit --help`"
+        ) from error
+    role = Role(
+        ROLE,
+        machines.image or "",
+        # `exec`, or the shell would keep SIGTERM to itself.
+        entrypoint="bash",
+        args=["-c", f"exec {command}"],
+        env={name: _plain(value) for name, value in environment.items()},
+        resource=resource,
+        port_map=dict(PORTS) if machines.image is not None else {},
+        mounts=mounts,
+        max_retries=machines.retries,
+    )
+    return AppDef(name, roles=[role])
+
+
+def _nodes(j: str) -> tuple[int, int, int]:
+    """Least and most machines, and the ranks of each."""
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+)x)?(\d+)", j)
+    if match is None:
+        raise ConfigError(f"-j {j}: not of the form 8, 2x8 or 1:2x8 (least:most machines x ranks of each)")
+    least, most, per_node = int(match[1] or match[2] or 1), int(match[2] or 1), int(match[3])
+    if not 1 <= least <= most or per_node < 1:
+        raise ConfigError(f"-j {j}: needs a machine and a rank, and no more machines at least than at most")
+    return least, most, per_node
+
+
+def _resource(machines: Machines, gpus: int) -> "Resource":
+    """What each machine has; `gpus` it needs if that is not said."""
+    from torchx.specs import Resource, named_resources
+
+    from sparta.launcher.resources import RESOURCES
+
+    if machines.resource is None and machines.cpu > 0:
+        return Resource(cpu=machines.cpu, gpu=machines.gpu, memMB=machines.memory_mb)
+    name = machines.resource
+    if name is None:
+        enough = (size for size in (1, 2, 4, 8) if size >= gpus)
+        name = f"sparta_gpu_{next(enough, gpus)}" if gpus else "sparta_cpu"
+    if name in RESOURCES:
+        return RESOURCES[name]()
+    try:
+        return named_resources[name]
+    except KeyError:
+        raise ConfigError(
+            f"{name}: no named resource; known are {', '.join(RESOURCES)}, or say cpu, gpu and memory"
+        ) from None
+
+
+def _metrics(machines: Machines, nodes: int) -> dict[str, str]:
+    """Where the ranks serve their metrics: a container has its ports for itself, a machine has not."""
+    if machines.image is not None:
+        return {METRICS_HOST: "0.0.0.0", METRICS_PORT: str(FIRST_METRICS_PORT)}
+    return {METRICS_HOST: "0.0.0.0"} if nodes > 1 else {}
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of `--set`, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--set", action="append", default=[])
+    try:
+        known, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name}: {error.message}") from error
+    return known.set, rest
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return _plain(shlex.join(words))
+
+
+def _plain(text: str) -> str:
+    """A text in which TorchX substitutes nothing."""
+    return text.replace("$", "$$")
