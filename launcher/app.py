@@ -8,7 +8,6 @@ command, because Slurm splits values at commas.
 import argparse
 import math
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from sparta.launcher.local import MEMORY_AND_THREADS, SHUTDOWN
 from sparta.launcher.run_directory import RUNS
 from sparta.models.errors import ConfigError
+from sparta.service.job_text import ENVIRONMENT
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
@@ -29,8 +29,6 @@ JOB_VARIABLE = "SPARTA_JOB"
 METRICS_HOST, METRICS_PORT = "SPARTA_METRICS_HOST", "SPARTA_METRICS_PORT"
 RENDEZVOUS_PORT = 29500
 FIRST_METRICS_PORT = 9400
-PORTS = {"rdzv": RENDEZVOUS_PORT, **{f"metrics-{rank}": FIRST_METRICS_PORT + rank for rank in range(8)}}
-"""Names of a container's ports."""
 PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 
 
@@ -55,23 +53,8 @@ class Machines:
     """Times that the scheduler starts all machines again."""
 
 
-def read_training(path: Path, words: Sequence[str]) -> tuple["Job", str, list[str]]:
-    """A job file edited by the `--set` among the `words` of a command line: the job, its text, the other words.
-
-    Raises:
-        ConfigError: as `load_job`.
-    """
-    from sparta.service.config import check_job
-    from sparta.service.job_text import read_text, write_text
-
-    overrides, rest = _split(words)
-    raw = read_text(path, overrides)
-    # Variables and relative paths in it are resolved where it runs.
-    return check_job(raw, str(path)), write_text(raw), rest
-
-
 def training(path: Path, words: Sequence[str], run: str | None, machines: Machines) -> tuple["AppDef", "Job"]:
-    """`sparta train` of a job file, going on where the run directory holds a checkpoint.
+    """`sparta train` of a job file, going on where the run directory holds a checkpoint; and the job.
 
     Args:
         words: further arguments of `sparta train`; its `--set` edit the job here.
@@ -80,8 +63,21 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
     Raises:
         ConfigError: bad job, resource, mount or number of ranks.
     """
-    job, text, rest = read_training(path, words)
-    arguments = ["train", f"env:{JOB_VARIABLE}", "--run-dir", run or str(RUNS / job.name), "--resume", *rest]
+    from sparta.service.config import check_job
+    from sparta.service.job_text import read_text, write_text
+
+    overrides, rest = _split(words)
+    raw = read_text(path, overrides)
+    # Variables and relative paths in it are resolved where it runs.
+    job, text = check_job(raw, str(path)), write_text(raw)
+    arguments = [
+        "train",
+        f"{ENVIRONMENT}{JOB_VARIABLE}",
+        "--run-dir",
+        run or str(RUNS / job.name),
+        "--resume",
+        *rest,
+    ]
     app = on_ranks(
         arguments,
         name=job.name,
@@ -130,13 +126,11 @@ def on_ranks(
         **_metrics(machines, most),
         **(environment or {}),
     }
-    torchrun = ["--nnodes", f"{least}:{most}", "--nproc-per-node", str(per_node), "--tee", "3"]
-    torchrun += ["--max-restarts", str(restarts), "--rdzv-backend", "c10d"]
-    # Shell, not text: the scheduler says in a variable who is the first, and some tell all but the first.
-    host = f"${{{macros.rank0_env}:=localhost}}:{RENDEZVOUS_PORT}".replace("${", "$${", 1)
-    place = f"--rdzv-id {macros.app_id} --rdzv-endpoint {host if most > 1 else 'localhost:0'}"
-    service = _quoted(["-m", "sparta.service", *arguments])
-    command = f"{_quoted(['-m', 'sparta.launcher.node', *torchrun])} {place} {service}"
+    # The macro is the name of a variable, in which the scheduler says who is the first; launcher/node.py reads it.
+    endpoint = f"{ENVIRONMENT}{macros.rank0_env}:{RENDEZVOUS_PORT}" if most > 1 else "localhost:0"
+    command = ["-m", "sparta.launcher.node", "--nnodes", f"{least}:{most}", "--nproc-per-node", str(per_node)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-id", macros.app_id, "--rdzv-endpoint", endpoint]
+    command += ["--max-restarts", str(restarts), "--tee", "3", *_service(arguments)]
     app = _app(name, command, own, machines, resource)
     app.roles[0].num_replicas = most
     app.roles[0].min_replicas = least if least < most else None
@@ -149,39 +143,38 @@ def alone(arguments: Sequence[str], *, name: str, machines: Machines) -> "AppDef
     Raises:
         ConfigError: bad resource or mount.
     """
-    own = {"PYTHONUNBUFFERED": "1"}
-    command = _quoted(["-m", "sparta.service", *arguments])
-    return _app(name, command, own, machines, _resource(machines, 0))
+    return _app(name, _service(arguments), {"PYTHONUNBUFFERED": "1"}, machines, _resource(machines, 0))
+
+
+def _service(arguments: Sequence[str]) -> list[str]:
+    return ["-m", "sparta.service", *map(_plain, arguments)]
 
 
 def _app(
-    name: str, command: str, environment: Mapping[str, str], machines: Machines, resource: "Resource"
+    name: str, command: Sequence[str], own: Mapping[str, str], machines: Machines, resource: "Resource"
 ) -> "AppDef":
-    """Python with the arguments `command`, which is shell, on one machine."""
+    """Python with some arguments on one machine."""
     from torchx.specs import AppDef, Role, parse_mounts
 
-    environment = {**environment, **machines.environment}
+    environment = {key: _plain(value) for key, value in {**own, **machines.environment}.items()}
+    words = ["python", *command]
     if machines.image is None:
-        words = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable]
-        command, environment = f"{_quoted(words)} {command}", {}
-    else:
-        command = f"python {command}"
+        assignments = [f"{key}={value}" for key, value in environment.items()]
+        words, environment = ["env", *assignments, sys.executable, *command], {}
     try:
         mounts = parse_mounts(list(machines.mounts))
     except (KeyError, ValueError) as error:
-        reason = str(error.args[0])
+        reason = error.args[0]
         raise ConfigError(
-            f"mount {','.join(machines.mounts)}: {reason}; see `sparta submit --help`"
+            f"mount {','.join(machines.mounts)}: {reason}; write type=volume,src=CLAIM,dst=PATH"
         ) from error
     role = Role(
         ROLE,
         machines.image or "",
-        # `exec`, or the shell would keep SIGTERM to itself.
-        entrypoint="bash",
-        args=["-c", f"exec {command}"],
-        env={name: _plain(value) for name, value in environment.items()},
+        entrypoint=words[0],
+        args=words[1:],
+        env=environment,
         resource=resource,
-        port_map=dict(PORTS) if machines.image is not None else {},
         mounts=mounts,
         max_retries=machines.retries,
     )
@@ -237,10 +230,6 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error.argument_name}: {error.message}") from error
     return known.set, rest
-
-
-def _quoted(words: Sequence[str]) -> str:
-    return _plain(shlex.join(words))
 
 
 def _plain(text: str) -> str:
