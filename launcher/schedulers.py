@@ -1,0 +1,286 @@
+"""TorchX's schedulers as this service needs them, and one more: clusters with Kueue in place of Volcano.
+
+What is rendered is finished by the job file's `kubernetes:` section and checked (launcher/kubernetes) before it
+is printed or sent. Only what talks to a cluster loads its client's configuration.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppResponse, Scheduler
+from torchx.schedulers.kubernetes_scheduler import (
+    JOB_STATE,
+    LABEL_REPLICA_ID,
+    KubernetesJob,
+    KubernetesScheduler,
+)
+from torchx.schedulers.slurm_scheduler import SlurmScheduler
+from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, runopts
+
+from sparta.launcher.app import ROLE
+from sparta.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparta.service.config import Job
+
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+POD_SECONDS = 5.0
+"""Between two looks for pods that have not been made yet."""
+
+
+def api_client() -> Any:
+    """The API server that the kube config names, or that of the cluster we run in.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    try:
+        config.load_kube_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise ConfigError(f"no cluster: {reason}; set KUBECONFIG to the file of one") from error
+    return client.ApiClient(configuration)
+
+
+def namespace_here() -> str:
+    """The namespace of the kube config's context."""
+    from kubernetes import config
+
+    try:
+        _, context = config.list_kube_config_contexts()
+    except config.ConfigException:
+        return "default"
+    return str(context["context"].get("namespace") or "default")
+
+
+class Volcano(KubernetesScheduler):  # type: ignore[misc]
+    """`-s kubernetes`: TorchX's, whose job is finished and checked."""
+
+    def __init__(self, session: str, job: "Job | None" = None) -> None:
+        super().__init__(session)
+        self._job = job
+        self._client: Any = None
+
+    def _submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
+        from sparta.launcher.kubernetes import finish, lint
+
+        assert self._job is not None
+        rendered = super()._submit_dryrun(app, cfg).request
+        resource = finish(rendered.resource, self._job, namespace=cfg.get("namespace"))
+        lint([resource])
+        return AppDryRunInfo(KubernetesJob(rendered.images_to_push, resource), repr)
+
+    def _api_client(self) -> Any:
+        if self._client is None:
+            self._client = api_client()
+        return self._client
+
+    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+        namespace, name = app_id.split(":")
+        pods = Pods(self._api_client(), namespace, f"volcano.sh/job-name={name},{LABEL_REPLICA_ID}={k}")
+        follow = options.get("should_tail", False)
+        return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
+
+    def list(self) -> list[ListAppResponse]:
+        namespace = namespace_here()
+        found = self._custom_objects_api().list_namespaced_custom_object(
+            group="batch.volcano.sh", version="v1alpha1", namespace=namespace, plural="jobs"
+        )
+        # A job that was only just made has no status.
+        return [
+            ListAppResponse(
+                f"{namespace}:{one['metadata']['name']}",
+                JOB_STATE.get(one.get("status", {}).get("state", {}).get("phase"), AppState.PENDING),
+            )
+            for one in found["items"]
+        ]
+
+
+@dataclass
+class Objects:
+    """What is sent, the job first."""
+
+    objects: list[dict[str, Any]]
+
+
+class Kueue(Scheduler[Any]):  # type: ignore[misc]
+    """`-s kueue`: an indexed Job, which Kueue starts when there is room."""
+
+    name = "kueue"
+    render = "indexed_job"
+    kind = ("batch/v1", "Job")
+    label = "batch.kubernetes.io/job-name"
+
+    def __init__(self, session: str, job: "Job | None" = None) -> None:
+        super().__init__(self.name, session)
+        self._job = job
+        self._client: Any = None
+
+    def _run_opts(self) -> runopts:
+        opts = runopts()
+        opts.add("namespace", type_=str, help="Kubernetes namespace", default="default")
+        opts.add("queue", type_=str, help="Kueue's LocalQueue", default=None)
+        return opts
+
+    def _validate(self, app: AppDef, scheduler: str) -> None:
+        """Objects are checked as a whole."""
+
+    def _submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
+        from sparta.launcher import kubernetes
+
+        assert self._job is not None
+        render = getattr(kubernetes, self.render)
+        objects = render(app, self._job, queue=cfg.get("queue"), namespace=cfg["namespace"])
+        kubernetes.lint(objects)
+        return AppDryRunInfo(Objects(objects), repr)
+
+    def schedule(self, dryrun_info: Any) -> str:
+        from sparta.launcher.kubernetes import adopt
+
+        job, namespace = dryrun_info.request.objects[0], dryrun_info._cfg["namespace"]
+        made = self._send(job, namespace)
+        for thing in adopt(dryrun_info.request.objects, made.metadata.uid):
+            self._send(thing, namespace)
+        return f"{namespace}:{job['metadata']['name']}"
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        from kubernetes.client.exceptions import ApiException
+
+        namespace, name = app_id.split(":")
+        try:
+            found = self._resource(*self.kind).get(name=name, namespace=namespace).to_dict()
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        state, why = _state(found.get("status") or {})
+        spec = found["spec"]
+        count = spec.get("completions") or spec.get("trainer", {}).get("numNodes", 1)
+        return DescribeAppResponse(
+            app_id,
+            state,
+            msg=why,
+            roles=[Role(ROLE, "", num_replicas=count)],
+            roles_statuses=[RoleStatus(ROLE, [ReplicaStatus(k, state, ROLE, "") for k in range(count)])],
+        )
+
+    def list(self) -> list[ListAppResponse]:
+        namespace = namespace_here()
+        found = self._resource(*self.kind).get(namespace=namespace, label_selector="sparta.dev/job").to_dict()
+        return [
+            ListAppResponse(f"{namespace}:{one['metadata']['name']}", _state(one.get("status") or {})[0])
+            for one in found["items"]
+        ]
+
+    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+        namespace, name = app_id.split(":")
+        pods = Pods(self._api(), namespace, f"{self.label}={name},{INDEX_LABEL}={k}")
+        follow = options.get("should_tail", False)
+        return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
+
+    def _cancel_existing(self, app_id: str) -> None:
+        namespace, name = app_id.split(":")
+        # What belongs to it, its pods too, goes with it.
+        body = {"propagationPolicy": "Background"}
+        self._resource(*self.kind).delete(name=name, namespace=namespace, body=body)
+
+    def _api(self) -> Any:
+        if self._client is None:
+            self._client = api_client()
+        return self._client
+
+    def _resource(self, version: str, kind: str) -> Any:
+        from kubernetes.dynamic import DynamicClient
+
+        return DynamicClient(self._api()).resources.get(api_version=version, kind=kind)
+
+    def _send(self, thing: dict[str, Any], namespace: str) -> Any:
+        return self._resource(thing["apiVersion"], thing["kind"]).create(body=thing, namespace=namespace)
+
+
+class TrainJob(Kueue):
+    """`-s trainjob`: Kubeflow's TrainJob, by the same queue."""
+
+    name = "trainjob"
+    render = "train_job"
+    kind = ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    label = "jobset.sigs.k8s.io/jobset-name"
+
+
+def factories(job: "Job | None" = None) -> dict[str, Callable[..., Any]]:
+    """The schedulers by name, for a runner; `job` is what is to be submitted."""
+    return {
+        "kubernetes": lambda session, **_: Volcano(session, job),
+        "slurm": lambda session, **_: SlurmScheduler(session),
+        "kueue": lambda session, **_: Kueue(session, job),
+        "trainjob": lambda session, **_: TrainJob(session, job),
+    }
+
+
+def _state(status: dict[str, Any]) -> tuple[AppState, str]:
+    """Of a batch Job or a TrainJob, by its conditions; and why."""
+    said = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
+    for kind, state in (
+        ("Failed", AppState.FAILED),
+        ("Complete", AppState.SUCCEEDED),
+        ("Suspended", AppState.PENDING),
+    ):
+        if kind in said:
+            return state, said[kind].get("message", "")
+    running = status.get("active") or status.get("ready") or said
+    return (AppState.RUNNING if running else AppState.PENDING), ""
+
+
+def _ended(described: DescribeAppResponse | None) -> bool:
+    from torchx.specs import is_terminal
+
+    return described is None or is_terminal(described.state)
+
+
+class Pods:
+    """The pods of one machine of a job, as they come and go."""
+
+    def __init__(self, client: Any, namespace: str, selector: str) -> None:
+        from kubernetes import client as kubernetes
+
+        self._api = kubernetes.CoreV1Api(client)
+        self._namespace, self._selector = namespace, selector
+
+    def log(self, *, follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
+        """Lines of the newest pod; with `follow` of all that come until the job has ended."""
+        seen = set[tuple[Any, str]]()
+        while True:
+            over = ended()
+            for pod in self._started() if follow else self._started()[-1:]:
+                if pod not in seen:
+                    seen.add(pod)
+                    yield from self._lines(pod[1], follow)
+            if over or not follow:
+                return
+            time.sleep(POD_SECONDS)
+
+    def _started(self) -> list[tuple[Any, str]]:
+        """When each was made, and its name; oldest first. One that is made anew may have the same name."""
+        found = self._api.list_namespaced_pod(self._namespace, label_selector=self._selector).items
+        return sorted(
+            (pod.metadata.creation_timestamp, pod.metadata.name)
+            for pod in found
+            if pod.status.phase != "Pending"
+        )
+
+    def _lines(self, name: str, follow: bool) -> Iterator[str]:
+        from kubernetes import watch
+
+        said = {"name": name, "namespace": self._namespace}
+        if follow:
+            yield from watch.Watch().stream(self._api.read_namespaced_pod_log, **said)
+        else:
+            yield from self._api.read_namespaced_pod_log(**said).splitlines()
