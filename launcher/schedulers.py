@@ -78,6 +78,16 @@ class Volcano(KubernetesScheduler):  # type: ignore[misc]
         lint([resource])
         return AppDryRunInfo(KubernetesJob(rendered.images_to_push, resource), repr)
 
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            return super().describe(app_id)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
     def _api_client(self) -> Any:
         if self._client is None:
             self._client = api_client()
@@ -116,7 +126,7 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
 
     name = "kueue"
     render = "indexed_job"
-    kind = ("batch/v1", "Job")
+    kind = ("batch", "v1", "jobs")
     label = "batch.kubernetes.io/job-name"
 
     def __init__(self, session: str, job: "Job | None" = None) -> None:
@@ -143,20 +153,22 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
         return AppDryRunInfo(Objects(objects), repr)
 
     def schedule(self, dryrun_info: Any) -> str:
+        from kubernetes.utils import create_from_dict
+
         from sparta.launcher.kubernetes import adopt
 
-        job, namespace = dryrun_info.request.objects[0], dryrun_info._cfg["namespace"]
-        made = self._send(job, namespace)
-        for thing in adopt(dryrun_info.request.objects, made.metadata.uid):
-            self._send(thing, namespace)
-        return f"{namespace}:{job['metadata']['name']}"
+        objects, namespace = dryrun_info.request.objects, dryrun_info._cfg["namespace"]
+        made = self._jobs("create", namespace, body=objects[0])
+        for thing in adopt(objects, made["metadata"]["uid"]):
+            create_from_dict(self._api(), thing, namespace=namespace)
+        return f"{namespace}:{made['metadata']['name']}"
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         from kubernetes.client.exceptions import ApiException
 
         namespace, name = app_id.split(":")
         try:
-            found = self._resource(*self.kind).get(name=name, namespace=namespace).to_dict()
+            found = self._jobs("get", namespace, name=name)
         except ApiException as error:
             if error.status == 404:
                 return None
@@ -174,7 +186,7 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
 
     def list(self) -> list[ListAppResponse]:
         namespace = namespace_here()
-        found = self._resource(*self.kind).get(namespace=namespace, label_selector="sparta.dev/job").to_dict()
+        found = self._jobs("list", namespace, label_selector="sparta.dev/job")
         return [
             ListAppResponse(f"{namespace}:{one['metadata']['name']}", _state(one.get("status") or {})[0])
             for one in found["items"]
@@ -189,21 +201,20 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
     def _cancel_existing(self, app_id: str) -> None:
         namespace, name = app_id.split(":")
         # What belongs to it, its pods too, goes with it.
-        body = {"propagationPolicy": "Background"}
-        self._resource(*self.kind).delete(name=name, namespace=namespace, body=body)
+        self._jobs("delete", namespace, name=name, propagation_policy="Background")
 
     def _api(self) -> Any:
         if self._client is None:
             self._client = api_client()
         return self._client
 
-    def _resource(self, version: str, kind: str) -> Any:
-        from kubernetes.dynamic import DynamicClient
+    def _jobs(self, verb: str, namespace: str, **arguments: Any) -> Any:
+        """Create, get, list or delete objects of our kind."""
+        from kubernetes.client import CustomObjectsApi
 
-        return DynamicClient(self._api()).resources.get(api_version=version, kind=kind)
-
-    def _send(self, thing: dict[str, Any], namespace: str) -> Any:
-        return self._resource(thing["apiVersion"], thing["kind"]).create(body=thing, namespace=namespace)
+        call = getattr(CustomObjectsApi(self._api()), f"{verb}_namespaced_custom_object")
+        group, version, plural = self.kind
+        return call(group=group, version=version, namespace=namespace, plural=plural, **arguments)
 
 
 class TrainJob(Kueue):
@@ -211,7 +222,7 @@ class TrainJob(Kueue):
 
     name = "trainjob"
     render = "train_job"
-    kind = ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    kind = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
     label = "jobset.sigs.k8s.io/jobset-name"
 
 
