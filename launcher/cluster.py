@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sparta.service.config import Job
 
-SCHEDULERS = ("kubernetes", "slurm", "kueue", "trainjob")
+SCHEDULERS = ("kubernetes", "slurm", "kueue")
 SESSION = "sparta"
 WAIT_SECONDS = 2.0
 """Between two looks at a job."""
@@ -96,17 +96,21 @@ def status(handle: str) -> Any:
 
 
 def cancel(handle: str) -> str:
-    """Tell the scheduler to end a job; the state that it was in."""
+    """Tell the scheduler to end a job that has not ended, and wait until it has; how that was."""
     state = status(handle).state.name
-    if state not in ENDED:
-        with runner(scheduler_of(handle)) as torchx:
-            torchx.cancel(handle)
-    return str(state)
+    if state in ENDED:
+        return str(state)
+    with runner(scheduler_of(handle)) as torchx:
+        torchx.cancel(handle)
+        while (found := torchx.status(handle)) is not None and found.state.name not in ENDED:
+            time.sleep(WAIT_SECONDS)
+    # Kubernetes' schedulers cancel a job by removing it.
+    return found.state.name if found else "CANCELLED"
 
 
-def jobs(scheduler: str) -> list[tuple[str, str]]:
-    """Handles and states of the scheduler's jobs."""
-    with runner(scheduler) as torchx:
+def jobs(scheduler: str, namespace: str | None = None) -> list[tuple[str, str]]:
+    """Handles and states of the scheduler's jobs; `namespace` is the kube config's if None."""
+    with runner(scheduler, namespace=namespace) as torchx:
         return [(app.app_handle, app.state.name) for app in torchx.list(scheduler)]
 
 
@@ -179,7 +183,7 @@ def scheduler_of(handle: str) -> str:
 
 
 @contextmanager
-def runner(scheduler: str, job: "Job | None" = None) -> Iterator[Any]:
+def runner(scheduler: str, job: "Job | None" = None, namespace: str | None = None) -> Iterator[Any]:
     """TorchX's runner, without its talk; what goes wrong inside is a ConfigError."""
     for name in ("torchx", "urllib3", "kubernetes"):
         log = logging.getLogger(name)
@@ -192,7 +196,7 @@ def runner(scheduler: str, job: "Job | None" = None) -> Iterator[Any]:
 
             from sparta.launcher.schedulers import factories
 
-            with Runner(SESSION, factories(job)) as torchx:
+            with Runner(SESSION, factories(job, namespace)) as torchx:
                 yield torchx
         except (SpartaError, KeyboardInterrupt, BrokenPipeError):
             raise
@@ -215,5 +219,7 @@ def _reason(error: Exception) -> str:
         except (ValueError, KeyError, TypeError):
             said = getattr(error, "reason", "")
         return f"the API server says {error.status}: {said}"
-    lines = str(error).strip().split("\n")
-    return f"{lines[0] or type(error).__name__}; is the cluster up and the kube config right?"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if type(error).__module__.startswith("urllib3"):
+        return f"no answer from the API server ({reason}); is the kube config's cluster up?"
+    return reason

@@ -41,7 +41,7 @@ def manage(verb: str, argv: Sequence[str]) -> int:
         case "cancel":
             return cancel(arguments.handle)
         case _:
-            return show_list(arguments.scheduler)
+            return show_list(arguments.scheduler, arguments.namespace)
 
 
 def parser(verb: str) -> Parser:
@@ -49,6 +49,7 @@ def parser(verb: str) -> Parser:
     top = Parser(prog=f"sparta {verb}", description=HELP[verb])
     if verb == "list":
         top.add_argument("-s", "--scheduler", choices=SCHEDULERS, default=LOCAL, help="default: %(default)s")
+        top.add_argument("-n", "--namespace", help="of kubernetes and kueue; default: the kube config's")
         return top
     top.add_argument("handle", help="what `sparta submit` printed")
     if verb == "status":
@@ -74,7 +75,7 @@ def status(handle: str, *, exit_code: bool, as_json: bool) -> int:
         said = {
             "handle": handle,
             "state": found.state.name,
-            "error": found.msg if found.msg != "<NONE>" else "",
+            "said": found.msg.replace("<NONE>", ""),
         }
         code = {"SUCCEEDED": 0, "FAILED": 1, "CANCELLED": 1}.get(found.state.name)
     if as_json:
@@ -106,7 +107,7 @@ def cancel(handle: str) -> int:
     if not _is_local(handle):
         from sparta.launcher import cluster
 
-        print(f"{handle} was {cluster.cancel(handle)}")
+        print(f"{handle} {cluster.cancel(handle)}")
         return 0
     from sparta.launcher.detached import send
     from sparta.launcher.local import POLL_SECONDS
@@ -119,14 +120,14 @@ def cancel(handle: str) -> int:
     return 0
 
 
-def show_list(scheduler: str) -> int:
+def show_list(scheduler: str, namespace: str | None) -> int:
     """Print handle, state and, of a local job, when it was started and its run directory."""
     if scheduler == LOCAL:
         rows = [[r.handle, r.state(), _time(r.started), r.run] for r in newest_first()]
     else:
         from sparta.launcher import cluster
 
-        rows = [list(job) for job in cluster.jobs(scheduler)]
+        rows = [list(job) for job in cluster.jobs(scheduler, namespace)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -154,14 +155,14 @@ def _of_record(record: Record) -> dict[str, str | int | None]:
         "started": _time(record.started),
         "pid": record.pid if state == "RUNNING" else None,
         "exit_code": None if state == "RUNNING" else code_of(record),
-        "error": None if state == "RUNNING" else _error(record),
+        "said": None if state == "RUNNING" else _last_word(record),
     }
 
 
-def _error(record: Record) -> str | None:
-    """The line that says why a job failed, if it managed to."""
+def _last_word(record: Record) -> str | None:
+    """The line that says why a job failed, or where it stopped, if it managed to."""
     lines = record.err.read_text(errors="replace").splitlines() if record.err.exists() else []
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = [line for line in lines if line.startswith(("error: ", "stopped after "))]
     return said[-1] if said else None
 
 

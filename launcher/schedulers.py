@@ -25,6 +25,7 @@ from sparta.models.errors import ConfigError
 if TYPE_CHECKING:
     from sparta.service.config import Job
 
+JOB_LABEL = "batch.kubernetes.io/job-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 POD_SECONDS = 5.0
 """Between two looks for pods that have not been made yet."""
@@ -64,9 +65,9 @@ def namespace_here() -> str:
 class Volcano(KubernetesScheduler):  # type: ignore[misc]
     """`-s kubernetes`: TorchX's, whose job is finished and checked."""
 
-    def __init__(self, session: str, job: "Job | None" = None) -> None:
+    def __init__(self, session: str, job: "Job | None" = None, namespace: str | None = None) -> None:
         super().__init__(session)
-        self._job = job
+        self._job, self._namespace = job, namespace
         self._client: Any = None
 
     def _submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
@@ -100,7 +101,7 @@ class Volcano(KubernetesScheduler):  # type: ignore[misc]
         return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
 
     def list(self) -> list[ListAppResponse]:
-        namespace = namespace_here()
+        namespace = self._namespace or namespace_here()
         found = self._custom_objects_api().list_namespaced_custom_object(
             group="batch.volcano.sh", version="v1alpha1", namespace=namespace, plural="jobs"
         )
@@ -124,14 +125,9 @@ class Objects:
 class Kueue(Scheduler[Any]):  # type: ignore[misc]
     """`-s kueue`: an indexed Job, which Kueue starts when there is room."""
 
-    name = "kueue"
-    render = "indexed_job"
-    kind = ("batch", "v1", "jobs")
-    label = "batch.kubernetes.io/job-name"
-
-    def __init__(self, session: str, job: "Job | None" = None) -> None:
-        super().__init__(self.name, session)
-        self._job = job
+    def __init__(self, session: str, job: "Job | None" = None, namespace: str | None = None) -> None:
+        super().__init__("kueue", session)
+        self._job, self._namespace = job, namespace
         self._client: Any = None
 
     def _run_opts(self) -> runopts:
@@ -144,12 +140,11 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
         """Objects are checked as a whole."""
 
     def _submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
-        from sparta.launcher import kubernetes
+        from sparta.launcher.kubernetes import indexed_job, lint
 
         assert self._job is not None
-        render = getattr(kubernetes, self.render)
-        objects = render(app, self._job, queue=cfg.get("queue"), namespace=cfg["namespace"])
-        kubernetes.lint(objects)
+        objects = indexed_job(app, self._job, queue=cfg.get("queue"), namespace=cfg["namespace"])
+        lint(objects)
         return AppDryRunInfo(Objects(objects), repr)
 
     def schedule(self, dryrun_info: Any) -> str:
@@ -174,8 +169,7 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
                 return None
             raise
         state, why = _state(found.get("status") or {})
-        spec = found["spec"]
-        count = spec.get("completions") or spec.get("trainer", {}).get("numNodes", 1)
+        count = found["spec"].get("completions", 1)
         return DescribeAppResponse(
             app_id,
             state,
@@ -185,7 +179,7 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
         )
 
     def list(self) -> list[ListAppResponse]:
-        namespace = namespace_here()
+        namespace = self._namespace or namespace_here()
         found = self._jobs("list", namespace, label_selector="sparta.dev/job")
         return [
             ListAppResponse(f"{namespace}:{one['metadata']['name']}", _state(one.get("status") or {})[0])
@@ -194,7 +188,7 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
 
     def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
         namespace, name = app_id.split(":")
-        pods = Pods(self._api(), namespace, f"{self.label}={name},{INDEX_LABEL}={k}")
+        pods = Pods(self._api(), namespace, f"{JOB_LABEL}={name},{INDEX_LABEL}={k}")
         follow = options.get("should_tail", False)
         return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
 
@@ -209,35 +203,29 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
         return self._client
 
     def _jobs(self, verb: str, namespace: str, **arguments: Any) -> Any:
-        """Create, get, list or delete objects of our kind."""
+        """Create, get, list or delete Jobs, as plain data."""
         from kubernetes.client import CustomObjectsApi
 
         call = getattr(CustomObjectsApi(self._api()), f"{verb}_namespaced_custom_object")
-        group, version, plural = self.kind
-        return call(group=group, version=version, namespace=namespace, plural=plural, **arguments)
+        return call(group="batch", version="v1", namespace=namespace, plural="jobs", **arguments)
 
 
-class TrainJob(Kueue):
-    """`-s trainjob`: Kubeflow's TrainJob, by the same queue."""
+def factories(job: "Job | None" = None, namespace: str | None = None) -> dict[str, Callable[..., Any]]:
+    """The schedulers by name, for a runner.
 
-    name = "trainjob"
-    render = "train_job"
-    kind = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
-    label = "jobset.sigs.k8s.io/jobset-name"
-
-
-def factories(job: "Job | None" = None) -> dict[str, Callable[..., Any]]:
-    """The schedulers by name, for a runner; `job` is what is to be submitted."""
+    Args:
+        job: what is to be submitted.
+        namespace: whose jobs are listed; None for that of the kube config.
+    """
     return {
-        "kubernetes": lambda session, **_: Volcano(session, job),
+        "kubernetes": lambda session, **_: Volcano(session, job, namespace),
         "slurm": lambda session, **_: SlurmScheduler(session),
-        "kueue": lambda session, **_: Kueue(session, job),
-        "trainjob": lambda session, **_: TrainJob(session, job),
+        "kueue": lambda session, **_: Kueue(session, job, namespace),
     }
 
 
 def _state(status: dict[str, Any]) -> tuple[AppState, str]:
-    """Of a batch Job or a TrainJob, by its conditions; and why."""
+    """Of a batch Job, by its conditions; and why."""
     said = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
     for kind, state in (
         ("Failed", AppState.FAILED),

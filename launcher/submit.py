@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sparta.service.config import Job
 
 LOCAL = "local_cwd"
-SCHEDULERS = (LOCAL, "kubernetes", "slurm", "kueue", "trainjob")
-CONTAINERS = ("kubernetes", "kueue", "trainjob")
+SCHEDULERS = (LOCAL, "kubernetes", "slurm", "kueue")
+CONTAINERS = ("kubernetes", "kueue")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def parser() -> Parser:
         "--wait", action="store_true", help="show rank 0 until the end; exit with the job's code"
     )
     cluster = top.add_argument_group("on a cluster")
-    cluster.add_argument("--image", help="container image; kubernetes, kueue and trainjob need one")
+    cluster.add_argument("--image", help="container image; kubernetes and kueue need one")
     cluster.add_argument(
         "--cfg",
         action="append",
