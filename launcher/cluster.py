@@ -90,7 +90,8 @@ def status(handle: str) -> Any:
     """
     with runner(scheduler_of(handle)) as torchx:
         found = torchx.status(handle)
-    if found is None:
+    # Of a job that Slurm does not know TorchX says that its state is unknown.
+    if found is None or (found.state.name == "UNKNOWN" and scheduler_of(handle) == "slurm"):
         raise ConfigError(f"{handle}: no such job; `sparta list -s {scheduler_of(handle)}` shows them")
     return found
 
@@ -175,9 +176,10 @@ def scheduler_of(handle: str) -> str:
         ConfigError: it names none of ours.
     """
     scheduler = handle.partition("://")[0]
-    if scheduler not in SCHEDULERS or not re.fullmatch(r"\w+://\w*/.+", handle):
+    form = r"\w+://\w*/\d+" if scheduler == "slurm" else r"\w+://\w*/[^:/]+:[^:/]+"
+    if scheduler not in SCHEDULERS or not re.fullmatch(form, handle):
         raise ConfigError(
-            f"{handle}: no handle; one is what `sparta submit` prints, such as slurm://sparta/17"
+            f"{handle}: no handle; one is what `sparta submit` prints, such as kueue://sparta/namespace:job"
         )
     return scheduler
 

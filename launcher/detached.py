@@ -15,6 +15,8 @@ from sparta.launcher.forward import Follower
 from sparta.launcher.local import POLL_SECONDS, TERMINAL, Stop, columns
 from sparta.launcher.records import Record, born, find
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def start(record: Record, *, watched: bool = False) -> Record:
     """Start the job, with a progress bar if it is watched on a terminal; its record with the pid."""
@@ -31,6 +33,8 @@ def start(record: Record, *, watched: bool = False) -> Record:
             cwd=record.cwd,
             env=environment,
             start_new_session=True,
+            # What it is sent before it listens waits until it does.
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
         )
     record = replace(record, pid=process.pid, born=born(process.pid))
     record.save()
@@ -80,12 +84,13 @@ def main(name: str) -> int:
     """Run the job; the exit code."""
     from sparta.launcher.cli import main as sparta
 
-    # Until the ranks run nobody else listens; whoever does then puts this back.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _leave)
     sys.stdin.read()
     record, code = find(name), 1
     try:
+        # Until the ranks run nobody else listens; whoever does then puts this back.
+        for number in SIGNALS:
+            signal.signal(number, _leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = sparta([record.verb, *record.arguments], service=record.service)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
