@@ -128,30 +128,29 @@ def show_logs(handle: str, *, follow: bool = False, rank: int | None = None) -> 
         raise ConfigError(f"{handle}: no machine has started yet; see `sparta status {handle}`")
     # Slurm keeps the two streams in files of their own.
     streams = (Stream.STDOUT, Stream.STDERR) if scheduler == "slurm" else (None,)
+    machines = [(role.role, number) for role in roles for number in range(max(1, len(role.replicas)))]
     failures: list[Exception] = []
 
-    def show(role: str, number: int, stream: Any) -> None:
+    def show(torchx: Any, role: str, number: int, stream: Any) -> None:
         try:
-            with runner(scheduler) as torchx:
-                lines = torchx.log_lines(handle, role, number, should_tail=follow, streams=stream)
-                for line in lines:
-                    if rank is None or line.startswith(f"[{rank}] "):
-                        print(line.rstrip("\n"), flush=True)
+            for line in torchx.log_lines(handle, role, number, should_tail=follow, streams=stream):
+                if rank is None or line.startswith(f"[{rank}] "):
+                    print(line.rstrip("\n") + "\n", end="", flush=True)
         except Exception as error:
             failures.append(error)
 
-    machines = [(role.role, number) for role in roles for number in range(max(1, len(role.replicas)))]
-    threads = [
-        threading.Thread(target=show, args=(*machine, stream), daemon=True)
-        for machine in machines
-        for stream in streams
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with runner(scheduler) as torchx:
+        threads = [
+            threading.Thread(target=show, args=(torchx, *machine, stream), daemon=True)
+            for machine in machines
+            for stream in streams
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
 
 
 def wait(handle: str) -> int:
@@ -203,7 +202,7 @@ def runner(scheduler: str, job: "Job | None" = None, namespace: str | None = Non
         except (SpartaError, KeyboardInterrupt, BrokenPipeError):
             raise
         except Exception as error:
-            raise ConfigError(f"{scheduler}: {_reason(error)}") from error
+            raise ConfigError(f"{scheduler}: {' '.join(_reason(error).split())}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -221,7 +220,7 @@ def _reason(error: Exception) -> str:
         except (ValueError, KeyError, TypeError):
             said = getattr(error, "reason", "")
         return f"the API server says {error.status}: {said}"
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = str(error) or type(error).__name__
     if type(error).__module__.startswith("urllib3"):
         return f"no answer from the API server ({reason}); is the kube config's cluster up?"
     return reason

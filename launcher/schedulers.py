@@ -94,11 +94,20 @@ class Volcano(KubernetesScheduler):  # type: ignore[misc]
             self._client = api_client()
         return self._client
 
-    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+    def log_iter(
+        self,
+        app_id: str,
+        role_name: str,
+        k: int = 0,
+        regex: str | None = None,
+        since: Any = None,
+        until: Any = None,
+        should_tail: bool = False,
+        streams: Any = None,
+    ) -> Iterable[str]:
         namespace, name = app_id.split(":")
         pods = Pods(self._api_client(), namespace, f"volcano.sh/job-name={name},{LABEL_REPLICA_ID}={k}")
-        follow = options.get("should_tail", False)
-        return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
+        return pods.log(follow=should_tail, ended=lambda: _ended(self.describe(app_id)))
 
     def list(self) -> list[ListAppResponse]:
         namespace = self._namespace or namespace_here()
@@ -186,11 +195,20 @@ class Kueue(Scheduler[Any]):  # type: ignore[misc]
             for one in found["items"]
         ]
 
-    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+    def log_iter(
+        self,
+        app_id: str,
+        role_name: str,
+        k: int = 0,
+        regex: str | None = None,
+        since: Any = None,
+        until: Any = None,
+        should_tail: bool = False,
+        streams: Any = None,
+    ) -> Iterable[str]:
         namespace, name = app_id.split(":")
         pods = Pods(self._api(), namespace, f"{JOB_LABEL}={name},{INDEX_LABEL}={k}")
-        follow = options.get("should_tail", False)
-        return pods.log(follow=follow, ended=lambda: _ended(self.describe(app_id)))
+        return pods.log(follow=should_tail, ended=lambda: _ended(self.describe(app_id)))
 
     def _cancel_existing(self, app_id: str) -> None:
         namespace, name = app_id.split(":")
@@ -276,10 +294,13 @@ class Pods:
         )
 
     def _lines(self, name: str, follow: bool) -> Iterator[str]:
-        from kubernetes import watch
-
-        said = {"name": name, "namespace": self._namespace}
-        if follow:
-            yield from watch.Watch().stream(self._api.read_namespaced_pod_log, **said)
-        else:
-            yield from self._api.read_namespaced_pod_log(**said).splitlines()
+        # The client would turn the bytes of a log into their Python spelling.
+        response = self._api.read_namespaced_pod_log(
+            name, self._namespace, follow=follow, _preload_content=False
+        )
+        rest = b""
+        for chunk in response.stream():
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+        if rest:
+            yield rest.decode(errors="replace")
