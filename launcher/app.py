@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROLE = "ranks"
 JOB_VARIABLE = "SPARTA_JOB"
+CONTAINER_RUNS = Path("/runs")
+"""Where a container is to have storage that all machines share; the rest of its file system may be read-only."""
 METRICS_HOST, METRICS_PORT = "SPARTA_METRICS_HOST", "SPARTA_METRICS_PORT"
 RENDEZVOUS_PORT = 29500
 FIRST_METRICS_PORT = 9400
@@ -58,7 +60,7 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
 
     Args:
         words: further arguments of `sparta train`; its `--set` edit the job here.
-        run: the run directory, which all machines reach; `runs/<name>` if None.
+        run: the run directory, which all machines reach; `runs/<name>` if None, in a container `/runs/<name>`.
 
     Raises:
         ConfigError: bad job, resource, mount or number of ranks.
@@ -70,14 +72,8 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
     raw = read_text(path, overrides)
     # Variables and relative paths in it are resolved where it runs.
     job, text = check_job(raw, str(path)), write_text(raw)
-    arguments = [
-        "train",
-        f"{ENVIRONMENT}{JOB_VARIABLE}",
-        "--run-dir",
-        run or str(RUNS / job.name),
-        "--resume",
-        *rest,
-    ]
+    directory = run or str((RUNS if machines.image is None else CONTAINER_RUNS) / job.name)
+    arguments = ["train", f"{ENVIRONMENT}{JOB_VARIABLE}", "--run-dir", directory, "--resume", *rest]
     app = on_ranks(
         arguments,
         name=job.name,

@@ -30,7 +30,7 @@ def train(
     Args:
         args: after `--`, further arguments of `sparta train`, such as --set optim.tables.lr=0.002
         job: JOB.yaml; its text travels with the job
-        run_dir: run directory, on storage that all machines reach (default runs/<name>)
+        run_dir: run directory, on storage that all machines reach (default runs/<name>, in a container /runs/<name>)
         j: [[min:]nodes x]ranks, such as 8, 2x8 or 1:2x8 (default: one machine, train.ranks of the job)
         h: named resource of each machine, such as sparta_gpu_8 (default: as many GPUs as ranks if train.device is cuda)
         cpu: cores of each machine, in place of h

@@ -46,7 +46,7 @@ def parser() -> Parser:
     top.add_argument("--nodes", default="1", help="machines: 2, or at least and at most as in 1:2")
     top.add_argument(
         "--run-dir",
-        help="default: runs/<name>; a cluster's machines must share it and go on with what is there",
+        help="default: runs/<name>, in a container /runs/<name>; machines share it, and go on with what is there",
     )
     top.add_argument(
         "--resume", action="store_true", help="local_cwd: go on with what the run directory holds"

@@ -45,7 +45,7 @@ def test_the_text_travels_with_its_overrides_and_is_resolved_where_it_arrives(jo
     assert checked.train.epochs == 3
     service = role.args[role.args.index("sparta.service") :]
     assert service == [
-        *("sparta.service", "train", "env:SPARTA_JOB", "--run-dir", "runs/clicks", "--resume"),
+        *("sparta.service", "train", "env:SPARTA_JOB", "--run-dir", "/runs/clicks", "--resume"),
         *("--from", "x"),
     ]
 
@@ -58,6 +58,7 @@ def test_ranks_and_restarts_are_the_jobs_unless_said(job: Path) -> None:
         "5",
     )
     assert (option(role, "--run-dir"), option(role, "--rdzv-endpoint")) == ("/runs/a", "localhost:0")
+    assert option(only(training(job, [], None, Machines())[0]), "--run-dir") == "runs/clicks"
 
 
 def test_elastic_machines_meet_at_the_first(job: Path) -> None:
