@@ -139,6 +139,22 @@ def test_a_dry_run_prints_what_is_sent_and_asks_nobody(
         assert same(mine["spec"], sent["spec"])
 
 
+@pytest.mark.parametrize("scheduler", list(SUBMIT))
+def test_what_is_sent_is_valid_field_by_field(
+    work: Path, scheduler: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = pytest.importorskip("tests.k8s.strict")
+    if scheduler == "kubernetes" and not any(strict.CRDS.glob("*.yaml")):
+        pytest.skip(f"no definitions of Volcano's objects in {strict.CRDS}")
+    words = ["--mount", "type=volume,src=sparta-runs,dst=/runs", "--env", "A=b", "--retries", "2"]
+    words += ["--set", "train.device=cuda", "--dry-run"]
+    objects = list(yaml.safe_load_all(said(capsys, *SUBMIT[scheduler], *words)))
+    assert [thing["kind"] for thing in objects] == KINDS[scheduler]
+    for thing in objects:
+        strict.check(thing)
+    assert yaml.safe_dump(objects).count("nvidia.com/gpu: '8'") == {"kubernetes": 4, "kueue": 2}[scheduler]
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two objects differ in no more than the names that are made for them."""
     left, right = (re.sub(r"fake-[a-z0-9]+", "fake", yaml.safe_dump(thing, width=10**6)) for thing in (a, b))
