@@ -39,7 +39,7 @@ class Machines:
     """On what a job runs."""
 
     j: str | None = None
-    """`[[min:]nodes x]ranks`: machines and ranks on each; if not said, one with the job's train.ranks."""
+    """`[[min:]nodes x]ranks`: machines, ranks on each; what is not said is 1 and the job's train.ranks."""
     resource: str | None = None
     """Name of what each machine has; if not said, as many GPUs as ranks where the job's device is cuda."""
     cpu: int = 0
@@ -110,7 +110,7 @@ def on_ranks(
     """
     from torchx.specs import macros
 
-    least, most, per_node = _nodes(machines.j or f"1x{ranks}")
+    least, most, per_node = _nodes(machines.j or "1x", ranks)
     resource = _resource(machines, per_node if cuda else 0)
     own = {
         PREFIX: "[${rank}] ",
@@ -177,12 +177,12 @@ def _app(
     return AppDef(name, roles=[role])
 
 
-def _nodes(j: str) -> tuple[int, int, int]:
-    """Least and most machines, and the ranks of each."""
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+)x)?(\d+)", j)
-    if match is None:
+def _nodes(j: str, ranks: int) -> tuple[int, int, int]:
+    """Least and most machines, and the ranks of each, `ranks` if `j` does not say."""
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+)x)?(\d+)?", j)
+    if match is None or not j:
         raise ConfigError(f"-j {j}: not of the form 8, 2x8 or 1:2x8 (least:most machines x ranks of each)")
-    least, most, per_node = int(match[1] or match[2] or 1), int(match[2] or 1), int(match[3])
+    least, most, per_node = int(match[1] or match[2] or 1), int(match[2] or 1), int(match[3] or ranks)
     if not 1 <= least <= most or per_node < 1:
         raise ConfigError(f"-j {j}: needs a machine and a rank, and no more machines at least than at most")
     return least, most, per_node

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 from sparta.launcher.forward import Follower
 from sparta.launcher.local import POLL_SECONDS, TERMINAL, Stop, columns
-from sparta.launcher.records import Record, born, find
+from sparta.launcher.records import Record, born, find, make_folder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def start(record: Record, *, watched: bool = False) -> Record:
     """Start the job, with a progress bar if it is watched on a terminal; its record with the pid."""
-    record.save()
+    make_folder()
     environment = dict(os.environ)
     if watched and sys.stderr.isatty():
         environment[TERMINAL] = str(columns())
@@ -96,6 +96,7 @@ def main(name: str) -> int:
         code = error.code if isinstance(error.code, int) else 1
         raise
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it is too late to stop
         replace(record, exit_code=code).save()
     return code
 

@@ -7,6 +7,7 @@
 The files of a job that has ended have no other reader than these verbs, and may be deleted.
 """
 
+import errno
 import json
 import os
 import re
@@ -45,7 +46,7 @@ class Record:
     started: float
     """Seconds since 1970."""
     pid: int = 0
-    """Of the process and its session, 0 until it is known."""
+    """Of the process and its session."""
     born: str = ""
     """What no other process with this pid has."""
     exit_code: int | None = None
@@ -72,16 +73,10 @@ class Record:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        try:
-            folder().mkdir(parents=True, exist_ok=True)
-            # The job and whoever started it may write at the same time.
-            draft = self.path.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
-            draft.replace(self.path)
-        except OSError as error:
-            raise ConfigError(
-                f"{folder()}: cannot be written ({error.strerror}); set XDG_STATE_HOME to a folder that can"
-            ) from error
+        make_folder()
+        draft = self.path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        draft.replace(self.path)
 
     def alive(self) -> bool:
         """Whether its process still runs; a later process with the same pid is another one."""
@@ -101,6 +96,22 @@ class Record:
 def folder() -> Path:
     """Where the files are."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sparta" / "jobs"
+
+
+def make_folder() -> None:
+    """Make it where it is missing.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        if not os.access(folder(), os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder()}: cannot be written ({error.strerror}); set XDG_STATE_HOME to a folder that can"
+        ) from error
 
 
 def new_id(name: str) -> str:

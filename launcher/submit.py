@@ -5,6 +5,7 @@ this machine need be there but what the job file names.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +44,9 @@ def parser() -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="edit the file before it is checked"
     )
     top.add_argument("--ranks", type=_positive, help="of each machine; default: train.ranks of the job")
-    top.add_argument("--nodes", default="1", help="machines: 2, or at least and at most as in 1:2")
+    top.add_argument(
+        "--nodes", type=_nodes, default="1", help="machines: 2, or at least and at most as in 1:2"
+    )
     top.add_argument(
         "--run-dir",
         help="default: runs/<name>, in a container /runs/<name>; machines share it, and go on with what is there",
@@ -151,8 +154,6 @@ def _directory(arguments: argparse.Namespace, job: "Job") -> Path:
 def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
     from sparta.launcher import cluster
     from sparta.launcher.app import Machines, training
-    from sparta.service.config import check_job
-    from sparta.service.job_text import read_text
 
     scheduler = arguments.scheduler
     if scheduler in CONTAINERS and not arguments.image:
@@ -163,11 +164,8 @@ def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
         raise ConfigError(f"--image, --mount: {scheduler} runs no containers; drop them")
     options = cluster.configuration(scheduler, arguments.cfg)
     overrides = [word for override in arguments.set for word in ("--set", override)]
-    ranks = (
-        arguments.ranks or check_job(read_text(arguments.job, arguments.set), str(arguments.job)).train.ranks
-    )
     machines = Machines(
-        j=f"{arguments.nodes}x{ranks}",
+        j=f"{arguments.nodes}x{arguments.ranks or ''}",
         resource=arguments.resource,
         image=arguments.image,
         mounts=[part for mount in arguments.mount for part in mount.split(",")],
@@ -188,6 +186,12 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise ConfigError(f"--env {text}: not of the form NAME=VALUE")
     return name, value
+
+
+def _nodes(text: str) -> str:
+    if not re.fullmatch(r"\d+(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of machines, such as 2 or 1:2")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -66,9 +66,11 @@ def test_elastic_machines_meet_at_the_first(job: Path) -> None:
     assert (role.min_replicas, role.num_replicas, option(role, "--nnodes")) == (1, 3, "1:3")
     assert (option(role, "--rdzv-endpoint"), option(role, "--rdzv-id")) == ("env:FIRST:29500", "id-1")
     assert only(training(job, [], None, Machines(j="3x2"))[0]).min_replicas is None
+    whole, short = (only(training(job, [], None, Machines(j=j))[0]) for j in ("3x2", "3x"))
+    assert whole.args == short.args
 
 
-@pytest.mark.parametrize("j", [" ", "0", "2x", "x2", "0x2", "2:1x2", "2x2x2", "-1", "a"])
+@pytest.mark.parametrize("j", [" ", "0", "x", "2x0", "x2", "0x2", "2:1x2", "2x2x2", "-1", "a"])
 def test_a_bad_number_of_ranks_is_refused_by_name(job: Path, j: str) -> None:
     with pytest.raises(ConfigError, match=r"^-j "):
         training(job, [], None, Machines(j=j))

@@ -106,7 +106,10 @@ def test_a_job_is_cancelled(work: Path) -> None:
         (["submit", "job.yaml", "-s", "slurm", "--image", "a"], "--image, --mount: slurm runs no containers"),
         (["submit", "job.yaml", "-s", "slurm", "--env", "A"], "--env A: not of the form NAME=VALUE"),
         (["submit", "job.yaml", "-s", "slurm", "--resource", "x"], "x: no named resource"),
-        (["submit", "job.yaml", "-s", "slurm", "--nodes", "two"], "-j twox2: not of the form"),
+        (
+            ["submit", "job.yaml", "-s", "slurm", "--nodes", "two"],
+            "argument --nodes: 'two' is no number of machines",
+        ),
         (
             ["status", "slurm://sparta/18"],
             "slurm://sparta/18: no such job; `sparta list -s slurm` shows them",
