@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -26,7 +25,7 @@ from pydantic import (
 from sparta.models.errors import ConfigError
 from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
-from sparta.service.job_text import read_text
+from sparta.service.job_text import read_text, write_text
 from sparta.service.run_settings import CheckpointSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, explain
 
@@ -256,7 +255,7 @@ class Job(Settings):
 
     def dump(self) -> str:
         """The whole job with every default written out, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return write_text(self.model_dump(mode="json"))
 
     def hash(self) -> str:
         """A short hash of all keys, defaults included."""

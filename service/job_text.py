@@ -14,6 +14,13 @@ ENVIRONMENT = "env:"
 """Begins a job argument that names an environment variable, which holds the text: so a job travels to a cluster."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `Yaml` would take for a number: 1e-5, as a text."""
+
+
+_Dumper.yaml_implicit_resolvers = Yaml.yaml_implicit_resolvers
+
+
 def read_text(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A job file, or that of `env:NAME`, after the `key=value` overrides; its keys are not checked.
 
@@ -41,7 +48,7 @@ def read_text(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def write_text(raw: Mapping[str, Any]) -> str:
     """A mapping as the YAML of a job file."""
-    return yaml.safe_dump(dict(raw), sort_keys=False)
+    return yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False)
 
 
 def _text(path: Path) -> str:

@@ -85,10 +85,8 @@ def test_a_job_is_found_followed_and_cancelled_from_other_shells(work: Path) -> 
         drive("logs", handle, "--rank", "2", cwd=work).stderr == "error: --rank 2: the job has ranks 0 to 1\n"
     )
 
-    started = time.monotonic()
     done = drive("cancel", handle, cwd=elsewhere)
     assert (done.returncode, done.stdout) == (0, f"{handle} CANCELLED\n")
-    assert time.monotonic() - started < 30
     assert not wait_for_end({*pids(work), int(str(said["pid"]))})
     assert (work / "runs" / "fake" / "STOPPED").exists()
     said = status(elsewhere, handle)
@@ -121,7 +119,7 @@ def test_jobs_are_listed_newest_first(work: Path) -> None:
 
 def test_waiting_is_training(work: Path) -> None:
     """The same output, at the same places, and the same exit code."""
-    script = ("0:print:result", "0:warn:hello", "1:error:no column x")
+    script = ("0:print:result", "0:warn:hello", "0:error:no column x", "1:sleep:60")
     waited = drive("submit", "job.yaml", "--wait", "--", *steps(script), cwd=work)
     trained = drive("train", "job.yaml", *steps(script), cwd=work)
     handle, _, messages = waited.stderr.partition("\n")
