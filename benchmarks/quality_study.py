@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sparta.models.errors import ConfigError
-from sparta.service.config import Yaml, edit
+from sparta.service.settings import Yaml, edit
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "studies" / "quality.yaml"

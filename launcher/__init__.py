@@ -14,5 +14,16 @@
     watch          a Prometheus beside local runs; prometheus starts and ends it
     demo           the first look: synth, prepare, train
 
-The command itself loads neither torch nor, before a job starts, TorchX.
+    submit         a job for somewhere else, or for here but on its own; `--dry-run` shows it
+    manage         status, logs, cancel, list: the jobs that were submitted
+    detached       a local job in a session of its own
+    records        local jobs as other shells find them
+    ranklogs       the logs of all ranks of one
+    app            a job as TorchX takes it; components for `torchx run`, resources it may ask for
+    node           torchrun on one machine of a cluster
+    cluster        TorchX's runner, its failures in one line
+    schedulers     TorchX's schedulers as they are needed here, and one for Kueue
+    pods           the API server, and the logs of pods
+
+The command itself loads neither torch nor, before a job starts or is rendered, TorchX.
 """

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sparta.launcher.attempts import Attempts
 from sparta.launcher.rank import append_to
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    _install(attempts)
+    install(attempts)
     try:
         torchrun(list(argv[1:]))
     except ChildFailedError as error:
@@ -47,7 +47,13 @@ def exit_codes(failures: Mapping[int, Any]) -> dict[int, int]:
     }
 
 
-def _install(attempts: Attempts) -> None:
+class Judge(Protocol):
+    """Who decides whether ranks that failed are started again."""
+
+    def again(self, codes: Mapping[int, int]) -> bool: ...
+
+
+def install(attempts: Judge) -> None:
     """Have torchrun ask `attempts` before it restarts the ranks."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.api import SignalException

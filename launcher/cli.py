@@ -1,4 +1,4 @@
-"""The `sparta` command: every verb is the service's; here is only decided how it is started.
+"""The `sparta` command: which verb, and how it is started; most are the service's.
 
 Single-process verbs become `python -m sparta.service VERB ARGS`. Multi-rank verbs run the same
 command on every rank, through TorchX and torchrun (launcher/local.py).
@@ -29,11 +29,20 @@ MULTI = {
     "evaluate": "compute a trained run's metrics on a split",
     "predict": "score the rows of a raw file with a trained run",
 }
+SUBMIT = "submit"
+MANAGE = {
+    "status": "show how a submitted job is",
+    "logs": "show or follow what its ranks print",
+    "cancel": "tell it to stop, and wait until it has",
+    "list": "list submitted jobs, newest first",
+}
 DEMO = "demo"
 WATCH = "watch"
 VERBS = {
     **SINGLE,
     **MULTI,
+    SUBMIT: "train a job in the background, or on a cluster",
+    **MANAGE,
     WATCH: "start a Prometheus on this machine that scrapes local runs",
     DEMO: "a first look: synth, prepare and train in three minutes",
 }
@@ -72,6 +81,14 @@ def _dispatch(verb: str, arguments: list[str], service: str) -> int:
         from sparta.launcher.demo import demo
 
         return demo(arguments)
+    if verb == SUBMIT:
+        from sparta.launcher.submit import submit
+
+        return submit(arguments, service=service)
+    if verb in MANAGE:
+        from sparta.launcher.manage import manage
+
+        return manage(verb, arguments)
     if verb == WATCH:
         from sparta.launcher.watch import watch
 

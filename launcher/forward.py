@@ -74,11 +74,11 @@ class Filter:
 
 
 class Follower:
-    """The bytes that are appended to a file, from where it ends now, and a descriptor to write them to."""
+    """The bytes that are appended to a file, from where it ends now or begins, and a descriptor to write them to."""
 
-    def __init__(self, path: Path, out: int) -> None:
+    def __init__(self, path: Path, out: int, *, whole: bool = False) -> None:
         self._path = path
-        self._at = path.stat().st_size if path.exists() else 0
+        self._at = path.stat().st_size if path.exists() and not whole else 0
         self.out = out
         self.last = b"\n"
         """The last byte written."""

@@ -84,7 +84,7 @@ class LocalJob:
             BEATS: str(self.logs.absolute()),
         }
         if sys.stderr.isatty():
-            environment[TERMINAL] = str(_columns())
+            environment[TERMINAL] = str(columns())
         return environment
 
     def app(self) -> Any:
@@ -210,7 +210,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _columns() -> int:
+def columns() -> int:
     """Width of the terminal that stderr is."""
     columns = os.environ.get("COLUMNS", "")
     return int(columns) if columns.isdecimal() else os.get_terminal_size(2).columns or 80

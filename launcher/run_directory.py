@@ -36,6 +36,12 @@ def next_free(name: str, root: Path = RUNS) -> Path:
     raise AssertionError("count() never ends")
 
 
+def first_free(name: str, root: Path = RUNS) -> Path:
+    """What `next_free` would make now."""
+    paths = (root / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in paths if not path.exists())
+
+
 def given(path: Path, *, resume: bool = False) -> bool:
     """Make the directory that the user named; whether it is new.
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -26,9 +25,10 @@ from pydantic import (
 from sparta.models.errors import ConfigError
 from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
+from sparta.service.job_text import read_text, write_text
 from sparta.service.kubernetes_settings import KubernetesSettings
 from sparta.service.run_settings import CheckpointSettings, MetricsSettings, TolerateSettings, TrainSettings
-from sparta.service.settings import Settings, Yaml, edit, explain
+from sparta.service.settings import Settings, explain
 
 TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
@@ -259,7 +259,7 @@ class Job(Settings):
 
     def dump(self) -> str:
         """The whole job with every default written out, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return write_text(self.model_dump(mode="json"))
 
     def hash(self) -> str:
         """A short hash of all keys, defaults included."""
@@ -269,36 +269,25 @@ class Job(Settings):
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
-    """Read a job file, edit it with `key=value` overrides, check it.
+    """Read a job file, or that of `env:NAME`, edit it with `key=value` overrides, check it.
 
     Raises:
         ConfigError: unreadable file, bad YAML, bad override, unknown key or bad value; one line each.
     """
+    return parse_job(read_text(path, overrides), str(path))
+
+
+def check_job(raw: Mapping[str, Any], source: str) -> Job:
+    """Check a job given as a mapping; its paths are those of another machine and stay as they are."""
     try:
-        raw = yaml.load(path.read_text(), Yaml)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a job file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(
-            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: a job file is a mapping of keys such as name, data, model; see the README"
-        )
-    for override in overrides:
-        edit(raw, override)
-    return parse_job(raw, str(path))
+        return Job.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error, Job)}") from error
 
 
 def parse_job(raw: Mapping[str, Any], source: str) -> Job:
-    """Check a job given as a mapping; `source` names it in errors."""
-    try:
-        job = Job.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error, Job)}") from error
+    """Check a job given as a mapping, and resolve its paths here; `source` names it in errors."""
+    job = check_job(raw, source)
     data = job.data.model_copy(update={"path": _expanded(job.data.path, f"{source}: data.path")})
     if data.watch:
         watch = data.watch.model_copy(update={"folder": _absolute(data.watch.folder)})

@@ -1,0 +1,200 @@
+"""`sparta submit`: train a job file somewhere else, or here but on its own; prints a handle.
+
+`local_cwd` runs what `sparta train` runs, detached from the terminal. Clusters get the job file's text, so nothing of
+this machine need be there but what the job file names.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from sparta.launcher.request import NEW_RUN
+from sparta.launcher.run_directory import first_free, given, next_free
+from sparta.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparta.service.config import Job
+
+LOCAL = "local_cwd"
+SCHEDULERS = (LOCAL, "kubernetes", "slurm", "kueue")
+CONTAINERS = ("kubernetes", "kueue")
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """What the verb takes."""
+    top = Parser(
+        prog="sparta submit",
+        description="Train a job file in the background here, or on a cluster. Prints the job's handle.",
+        epilog="What follows `--` goes to `sparta train` as it is, such as `-- --from RUN`.",
+    )
+    top.add_argument("job", type=Path, help="JOB.yaml")
+    top.add_argument("-s", "--scheduler", choices=SCHEDULERS, default=LOCAL, help="default: %(default)s")
+    top.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="edit the file before it is checked"
+    )
+    top.add_argument("--ranks", type=_positive, help="of each machine; default: train.ranks of the job")
+    top.add_argument(
+        "--nodes", type=_nodes, default="1", help="machines: 2, or at least and at most as in 1:2"
+    )
+    top.add_argument(
+        "--run-dir",
+        help="default: runs/<name>, in a container /runs/<name>; machines share it, and go on with what is there",
+    )
+    top.add_argument(
+        "--resume", action="store_true", help="local_cwd: go on with what the run directory holds"
+    )
+    top.add_argument("--dry-run", action="store_true", help="print what would be sent, as YAML, and stop")
+    top.add_argument(
+        "--wait", action="store_true", help="show rank 0 until the end; exit with the job's code"
+    )
+    cluster = top.add_argument_group("on a cluster")
+    cluster.add_argument("--image", help="container image; kubernetes and kueue need one")
+    cluster.add_argument(
+        "--cfg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the scheduler: queue, namespace, ...",
+    )
+    cluster.add_argument(
+        "--resource", metavar="NAME", help="of each machine; default: a GPU a rank if train.device is cuda"
+    )
+    cluster.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="M",
+        help="type=volume,src=CLAIM,dst=PATH[,readonly], or type=bind,src=HOST_PATH,dst=PATH",
+    )
+    cluster.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the ranks")
+    cluster.add_argument("--retries", type=int, default=0, help="starts of all machines after one failed")
+    return top
+
+
+def submit(argv: Sequence[str], *, service: str) -> int:
+    """Run the verb; 0, or with --wait the job's exit code.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    arguments = parser().parse_args(words[:at])
+    if arguments.scheduler == LOCAL:
+        return _locally(arguments, words[at + 1 :], service)
+    return _on_a_cluster(arguments, words[at + 1 :])
+
+
+def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> int:
+    """Start `sparta train` in a session of its own."""
+    from sparta.service.config import load_job
+
+    for option in ("image", "cfg", "resource", "mount", "env", "retries"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option}: local_cwd runs on this machine as it is; drop it, or choose -s")
+    if arguments.nodes != "1":
+        raise ConfigError(f"--nodes {arguments.nodes}: local_cwd has one machine; give --ranks alone")
+    job = load_job(arguments.job, arguments.set)
+    run = _directory(arguments, job)
+    train = [str(arguments.job), "--run-dir", str(run)]
+    train += [word for override in arguments.set for word in ("--set", override)]
+    train += ["--ranks", str(arguments.ranks)] if arguments.ranks else []
+    train += ["--resume"] if arguments.resume else []
+    train += words
+    if arguments.dry_run:
+        return _print_local(train, arguments.ranks or job.train.ranks, run)
+    from sparta.launcher import detached
+    from sparta.launcher.records import Record, new_id
+
+    record = Record(
+        id=new_id(job.name),
+        verb=NEW_RUN,
+        arguments=tuple(train),
+        run=str(run.absolute()),
+        cwd=str(Path.cwd()),
+        service=service,
+        started=time.time(),
+    )
+    record = detached.start(record, watched=arguments.wait)
+    print(record.handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
+    return detached.wait(record) if arguments.wait else 0
+
+
+def _print_local(train: list[str], ranks: int, run: Path) -> int:
+    import yaml
+
+    command = [sys.executable, "-m", "sparta.launcher", NEW_RUN, *train]
+    said = {"scheduler": LOCAL, "command": command, "cwd": str(Path.cwd()), "ranks": ranks, "run": str(run)}
+    print(yaml.safe_dump(said, sort_keys=False), end="")
+    return 0
+
+
+def _directory(arguments: argparse.Namespace, job: "Job") -> Path:
+    """Where the run goes; nothing is made in a dry run."""
+    if arguments.run_dir:
+        if not arguments.dry_run:
+            given(Path(arguments.run_dir), resume=arguments.resume)
+        return Path(arguments.run_dir)
+    if arguments.resume:
+        raise ConfigError("--resume needs --run-dir: which run to go on with")
+    return first_free(job.name) if arguments.dry_run else next_free(job.name)
+
+
+def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
+    from sparta.launcher import cluster
+    from sparta.launcher.app import Machines, training
+
+    scheduler = arguments.scheduler
+    if scheduler in CONTAINERS and not arguments.image:
+        raise ConfigError(
+            f"--image is missing: {scheduler} runs containers; build one of launcher/Dockerfile"
+        )
+    if scheduler not in CONTAINERS and (arguments.image or arguments.mount):
+        raise ConfigError(f"--image, --mount: {scheduler} runs no containers; drop them")
+    options = cluster.configuration(scheduler, arguments.cfg)
+    overrides = [word for override in arguments.set for word in ("--set", override)]
+    machines = Machines(
+        j=f"{arguments.nodes}x{arguments.ranks or ''}",
+        resource=arguments.resource,
+        image=arguments.image,
+        mounts=[part for mount in arguments.mount for part in mount.split(",")],
+        environment=dict(_pair(text) for text in arguments.env),
+        retries=arguments.retries,
+    )
+    app, job = training(arguments.job, [*overrides, *words], arguments.run_dir, machines)
+    if arguments.dry_run:
+        print(cluster.render(app, job, scheduler, options), end="")
+        return 0
+    handle = cluster.send(app, job, scheduler, options)
+    print(handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
+    return cluster.wait(handle) if arguments.wait else 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--env {text}: not of the form NAME=VALUE")
+    return name, value
+
+
+def _nodes(text: str) -> str:
+    if not re.fullmatch(r"\d+(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of machines, such as 2 or 1:2")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
