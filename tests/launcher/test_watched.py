@@ -18,8 +18,8 @@ from tests.service import toys
 pytestmark = [pytest.mark.slow, pytest.mark.prometheus]
 
 MAIN = "import sys; from sparta.launcher.cli import main; sys.exit(main())"
-STEPS = 2500
-"""Half a minute or so, in which all that a dashboard shows has happened."""
+STEPS = 1200
+"""Some seconds, in which all that a dashboard shows has happened."""
 WITHOUT_DATA = {
     "sparta_gpu_memory_bytes": "there is no GPU",
 }
