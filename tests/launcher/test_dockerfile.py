@@ -75,7 +75,7 @@ def test_versions_and_their_order_are_those_of_make_install() -> None:
     assert pins(TEXT) == made
     assert set(made) == {"torch", "torchrec"}
     installs = [run for run in of("RUN") if "pip install" in run]
-    what = ["torch==", "-r requirements.txt", "--no-deps torchrec==", "--no-deps wheels/"]
+    what = ["torch==", "-r requirements.txt", "--no-deps torchrec==", "$EXTRA", "--no-deps wheels/"]
     assert len(installs) == len(what)
     for run, words in zip(installs, what, strict=True):
         assert words in run
