@@ -57,7 +57,7 @@ def telemetry(
         columns=(*of.dense, *(feature.name for feature in of.sparse), *of.labels),
         waiting=lambda: source.waiting,
         note=note,
-        about={"job": job.name, **{name.replace("-", "_"): found for name, found in versions().items()}},
+        about={name.replace("-", "_"): found for name, found in versions().items()},
     )
 
 

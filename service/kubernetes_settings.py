@@ -46,7 +46,7 @@ class ProbeSettings(Settings):
 
     enabled: bool = True
     startup_seconds: PositiveInt = 3600
-    """From the start of a pod to its first step, while other pods, tables and checkpoints load."""
+    """From the start of a pod to that of training, while other pods, tables and checkpoints load."""
     down_seconds: PositiveInt = 900
     """Without an answer, or without a step in `metrics.healthy_seconds`, after which the pod is ended."""
 

@@ -105,113 +105,122 @@ def _train(
     telemetry = build_run.telemetry(job, schema, run, world, feed, progress.note)
     checkpoints = build_run.checkpoints(job, run, heartbeat, telemetry)
     checkpoints.prepare()  # from here on a rank that dies is noticed by the others at once
-    with heartbeat, progress, build_run.serving(job, run, world, heartbeat, telemetry) as serving:
-        tell_once = once(progress.note)
+    with build_run.serving(job, run, world, heartbeat, telemetry) as serving:
+        with heartbeat, progress:
+            tell_once = once(progress.note)
 
-        def scores_of(split: str) -> Scores:
-            return score(job, schema, sharded, world, split, while_scoring, tell_once)
+            def scores_of(split: str) -> Scores:
+                return score(job, schema, sharded, world, split, while_scoring, tell_once)
 
-        def while_scoring() -> None:
-            heartbeat.beat("evaluate")
-            stop.or_raise()
+            def while_scoring() -> None:
+                heartbeat.beat("evaluate")
+                stop.or_raise()
 
-        def save(training: Mapping[str, Any]) -> None:
-            checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
-            heartbeat.beat("save")
+            def save(training: Mapping[str, Any]) -> None:
+                checkpoints.save(state_of(sharded, step, world), manifest_of(job, schema, training, world))
+                heartbeat.beat("save")
 
-        found = checkpoints.newest() if resumes else None
-        if resumes and not found:
-            world.once(lambda: check_there(run, job, checkpoints))
-        start = found[1].step if found else 0
-        settled = not found or found[1].training["settled"]
-        unwritten = found[1].training["unwritten"] if found else ""
-        history = (
-            History(run.history, until=start, evaluated=settled, unwritten=unwritten) if world.first else None
-        )
-        skips = Skips(job.tolerate.bad_rows, progress.note)
-        trainer = Trainer(
-            sharded=sharded,
-            step=step,
-            feed=feed,
-            evaluate=(lambda: scores_of("valid")) if "valid" in schema.splits else None,
-            schedule=build.schedule(job, feed.total_steps),
-            plateau=build.plateau(job),
-            watch=build.watch(job),
-            stop_early=job.train.early_stop is not None,
-            save=save,
-            history=history,
-            progress=progress,
-            world=world,
-            log_every=job.train.log_every,
-            evaluate_every=job.train.evaluate_every,
-            save_every=job.checkpoint.every,
-            stop=stop,
-            beat=heartbeat.beat,
-            bad_steps=job.tolerate.bad_steps,
-            skips=skips,
-            telemetry=telemetry,
-        )
-        if resumes and not found:
-            take_over()
-        if found:
-            restore(*found, checkpoints, sharded, step, trainer, world)
-            if differs := changes(found[1], job, world):
-                progress.note(f"{differs}: the losses are equal up to rounding, not to the bit")
-        if resumes:
-            world.once(lambda: run.take_up(job))
-        if world.first:
-            plan.save(run.plan)
-            unmark(run.path)
-        if origin and not found:
-            save(trainer.state_dict())  # a resumed run has what was taken over from here
-        progress.begin(start)
-        telemetry.begin(start, feed.total_steps, world.once(run.count_start), plan.counts())
-        heartbeat.begin(start)
-        try:
-            stop.or_raise()
-            outcome = trainer.run()
-            checkpoints.finish()
-            world.once(history.close if history else nothing)
-            weights: Literal["best", "last"] = "best" if job.train.early_stop else "last"
-            if weights == "best" and outcome.best_step is not None:
-                try:
-                    best = world.once(lambda: of_step(checkpoints.storage, outcome.best_step or 0))
-                    checkpoints.load(sharded.state_dict(), best, weights_only=True)
-                except DataError as error:  # its save failed, or it was damaged since
-                    progress.note(f"{error}: the last weights are tested instead")
-                    weights = "last"
-            scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
-            for split, metrics in scores.items():
-                telemetry.evaluated(split, metrics)
-            serving.linger()
-        except Stopped:
-            left = stop.seconds_left(job.checkpoint.grace_seconds)
-            if world.first:  # it may be over before a save under way has ended
-                with suppress(OSError):
-                    mark(run.path, trainer.steps, checkpoints.saved)
-            if fits(checkpoints, state_of(sharded, step, world), left):
-                save(trainer.state_dict())
-            checkpoints.wait()
+            found = checkpoints.newest() if resumes else None
+            if resumes and not found:
+                world.once(lambda: check_there(run, job, checkpoints))
+            start = found[1].step if found else 0
+            settled = not found or found[1].training["settled"]
+            unwritten = found[1].training["unwritten"] if found else ""
+            history = (
+                History(run.history, until=start, evaluated=settled, unwritten=unwritten)
+                if world.first
+                else None
+            )
+            skips = Skips(job.tolerate.bad_rows, progress.note)
+            trainer = Trainer(
+                sharded=sharded,
+                step=step,
+                feed=feed,
+                evaluate=(lambda: scores_of("valid")) if "valid" in schema.splits else None,
+                schedule=build.schedule(job, feed.total_steps),
+                plateau=build.plateau(job),
+                watch=build.watch(job),
+                stop_early=job.train.early_stop is not None,
+                save=save,
+                history=history,
+                progress=progress,
+                world=world,
+                log_every=job.train.log_every,
+                evaluate_every=job.train.evaluate_every,
+                save_every=job.checkpoint.every,
+                stop=stop,
+                beat=heartbeat.beat,
+                bad_steps=job.tolerate.bad_steps,
+                skips=skips,
+                telemetry=telemetry,
+            )
+            if resumes and not found:
+                take_over()
+            if found:
+                restore(*found, checkpoints, sharded, step, trainer, world)
+                if differs := changes(found[1], job, world):
+                    progress.note(f"{differs}: the losses are equal up to rounding, not to the bit")
+            if resumes:
+                world.once(lambda: run.take_up(job))
             if world.first:
-                with suppress(OSError):  # a full disk; the checkpoints may be on another
-                    mark(run.path, trainer.steps, checkpoints.saved)
-            return None
-        except SpartaError:
-            with suppress(Exception):  # what was done before the mistake is not to be lost
+                plan.save(run.plan)
+                unmark(run.path)
+            if origin and not found:
+                save(trainer.state_dict())  # a resumed run has what was taken over from here
+            progress.begin(start)
+            telemetry.begin(
+                start,
+                feed.total_steps,
+                world.once(run.count_start),
+                plan.counts(),
+                found[1] if found else None,
+            )
+            heartbeat.begin(start)
+            try:
+                stop.or_raise()
+                outcome = trainer.run()
+                checkpoints.finish()
+                world.once(history.close if history else nothing)
+                weights: Literal["best", "last"] = "best" if job.train.early_stop else "last"
+                if weights == "best" and outcome.best_step is not None:
+                    try:
+                        best = world.once(lambda: of_step(checkpoints.storage, outcome.best_step or 0))
+                        checkpoints.load(sharded.state_dict(), best, weights_only=True)
+                    except DataError as error:  # its save failed, or it was damaged since
+                        progress.note(f"{error}: the last weights are tested instead")
+                        weights = "last"
+                scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
+                for split, metrics in scores.items():
+                    telemetry.evaluated(split, metrics)
+            except Stopped:
+                left = stop.seconds_left(job.checkpoint.grace_seconds)
+                if world.first:  # it may be over before a save under way has ended
+                    with suppress(OSError):
+                        mark(run.path, trainer.steps, checkpoints.saved)
+                if fits(checkpoints, state_of(sharded, step, world), left):
+                    save(trainer.state_dict())
                 checkpoints.wait()
-            raise
-    result = summary(job, outcome, weights, scores, checkpoints.log, world)
-    if job.tolerate.bad_rows:
-        result["skipped"] = skips.summary()
-    frequent = step.most_frequent()
-    if frequent:
-        result["most_frequent"] = {
-            name: {"id": row, "occurrences": count} for name, (count, row) in frequent.items()
-        }
-    if world.first:
-        run.write_result(result)
-        draw(run.history, run.curves)
-        show(result_table(result, schema), run.path)
+                if world.first:
+                    with suppress(OSError):  # a full disk; the checkpoints may be on another
+                        mark(run.path, trainer.steps, checkpoints.saved)
+                return None
+            except SpartaError:
+                with suppress(Exception):  # what was done before the mistake is not to be lost
+                    checkpoints.wait()
+                raise
+        result = summary(job, outcome, weights, scores, checkpoints.log, world)
+        if job.tolerate.bad_rows:
+            result["skipped"] = skips.summary()
+        frequent = step.most_frequent()
+        if frequent:
+            result["most_frequent"] = {
+                name: {"id": row, "occurrences": count} for name, (count, row) in frequent.items()
+            }
+        if world.first:
+            run.write_result(result)
+            draw(run.history, run.curves)
+            show(result_table(result, schema), run.path)
+        serving.linger()
     return result
 
 

@@ -201,8 +201,10 @@ class Trainer:
     def _idle(self) -> None:
         """There is nothing to train on for now."""
         self._beat("idle", self.steps)
+        self._telemetry.idles()
         if self._feed.passed_over != self._passed_over:  # which a start after this one is not to try again
             self._passed_over = self._feed.passed_over
+            self._telemetry.bad(self._skips.by_column(), self._passed_over)
             self._save(self.state_dict())
         self._stop.or_raise()
 

@@ -114,7 +114,7 @@ def _finish_volumes(spec: Object, container: Object, job: Job) -> None:
 
 
 def _probes(asked: ProbeSettings) -> Object:
-    """Liveness begins only when the first step is done, and bears a restart of the ranks inside the pod."""
+    """Liveness begins only when training has begun, and bears a restart of the ranks inside the pod."""
 
     def ask(path: str, failures: int) -> Object:
         return {

@@ -8,6 +8,8 @@ from sparta.service.config import Job
 
 REFUSALS = sorted(kind.exit_code for kind in (ConfigError, DataError, PlanError))
 """Exit codes of mistakes that the next attempt would make again."""
+EVICTIONS = 10
+"""Restarts after evictions of a job without retries of its own."""
 
 
 def finish(resource: dict[str, Any], job: Job, *, namespace: str | None = None) -> Object:
@@ -24,6 +26,8 @@ def finish(resource: dict[str, Any], job: Job, *, namespace: str | None = None) 
         done["metadata"]["namespace"] = namespace
     if job.kubernetes.priority_class:
         spec["priorityClassName"] = job.kubernetes.priority_class
+    # Volcano gives up at the maxRetry-th restart, and evictions count like failures.
+    spec["maxRetry"] = (spec.get("maxRetry") or EVICTIONS) + 1
     for task in tasks:
         finish_pod(task["template"], job)
         task["policies"] = _policies(task)

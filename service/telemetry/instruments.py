@@ -34,6 +34,7 @@ SHORT_SECONDS = (
     2.5,
     10.0,
 )
+PHASE_SECONDS = (*SHORT_SECONDS, 60.0, 300.0, 1800.0)
 LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
@@ -64,8 +65,10 @@ class Instruments:
             "step_seconds", "Time from the end of a step to the end of the next.", SHORT_SECONDS
         )
         self.phase_seconds = histogram(
-            "phase_seconds", "Time of a step, or of what is between steps, by phase.", SHORT_SECONDS, "phase"
+            "phase_seconds", "Time of a step, or of what is between steps, by phase.", PHASE_SECONDS, "phase"
         )
+
+        self.idle = gauge("idle", "1 while a watched folder has nothing to train on, else 0.")
 
         # --- whether it learns
         self.loss = gauge(

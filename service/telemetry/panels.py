@@ -52,10 +52,11 @@ def quantile(share: float, histogram: str, by: str, window: str = "$__rate_inter
 
 
 def time_share(phase: str, by: str) -> str:
-    """The expression for the share of all time that a phase takes."""
+    """The expression for the share of the steps' time that a phase takes."""
     return (
         f'sum by ({by}) (rate(sparta_phase_seconds_sum{{@,phase="{phase}"}}[$__rate_interval]))'
-        f" / sum by ({by}) (rate(sparta_step_seconds_sum{{@}}[$__rate_interval]))"
+        # Of the steps that were timed, which on a GPU are not all.
+        f' / sum by ({by}) (rate(sparta_phase_seconds_sum{{@,phase!~"eval|checkpoint"}}[$__rate_interval]))'
     )
 
 

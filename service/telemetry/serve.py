@@ -6,12 +6,15 @@ the run ends in order; of a run that was killed it stays, so that somebody misse
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from prometheus_client import pushadd_to_gateway
+from prometheus_client import push_to_gateway
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from sparta.models.errors import SpartaError
 from sparta.service.heartbeat import Heartbeat
 from sparta.service.run import write_atomically
 from sparta.service.run_settings import MetricsSettings
@@ -24,6 +27,19 @@ JOB = "sparta"
 """What Prometheus calls the job; ours is in the label `name`."""
 
 PUSH_SECONDS = 5.0
+
+
+class Lasting(Collector):
+    """The numbers that stay true: a Pushgateway keeps them for ever, and times would grow old and raise alarms."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[Metric]:
+        self._telemetry.refresh()
+        for metric in self._telemetry.own.collect():
+            if metric.name.startswith("sparta_") and not metric.name.endswith("_timestamp_seconds"):
+                yield metric
 
 
 class Serving:
@@ -83,25 +99,27 @@ class Serving:
     ) -> None:
         if self._endpoint is None:
             return
+        if kind is not None and issubclass(kind, SpartaError):
+            self._wait()  # what ended the run is in the numbers too
         self._endpoint.close()
         if kind is None and self._world.first:
             self._targets.unlink(missing_ok=True)
 
     def linger(self) -> None:
-        """Training has ended: let its last numbers be seen, as the job says."""
+        """Training has ended and its result is written: let its last numbers be seen, as the job says."""
+        self._wait()
+        gateway = self._settings.pushgateway
+        if gateway is None:
+            return
+        where = {**self._labels, "rank": str(self._world.rank)}
+        try:
+            push_to_gateway(gateway, JOB, Lasting(self._telemetry), where, timeout=PUSH_SECONDS)
+        except Exception as error:  # whatever is wrong with the address or the gateway, the training is done
+            self._telemetry.note(f"metrics.pushgateway {gateway}: not pushed ({error})")
+
+    def _wait(self) -> None:
         if self._endpoint and self._settings.linger_seconds:
             self._endpoint.wait_for_scrape(self._settings.linger_seconds)
-        if self._settings.pushgateway:
-            where = {**self._labels, "rank": str(self._world.rank)}
-            self._telemetry.refresh()
-            try:
-                pushadd_to_gateway(
-                    self._settings.pushgateway, JOB, self._telemetry.own, where, timeout=PUSH_SECONDS
-                )
-            except OSError as error:  # the training is done, and its result is written
-                self._telemetry.note(
-                    f"metrics.pushgateway {self._settings.pushgateway}: not pushed ({error})"
-                )
 
     def _labels_of(self, rank: int, machine: str) -> dict[str, str]:
         instance = f"{machine}/{self._labels['run']}/{rank}"  # the same after a restart, on whatever port

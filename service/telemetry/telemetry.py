@@ -18,10 +18,13 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
 
 from sparta.models.errors import DataError
+from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.step import Step, unheard
 from sparta.service.telemetry.instruments import PHASES, WINDOW, Instruments, Labelled
 from sparta.service.telemetry.phases import Phases, timer
 from sparta.service.telemetry.window import Window
+from sparta.sharding.rows.sample import Sampler
+from sparta.sharding.rows.tables import RowTables
 
 SAMPLE_SECONDS = 1.0
 """Between two steps in which the tables are looked at."""
@@ -63,7 +66,8 @@ class Telemetry:
         self._waiting = waiting
         self._window = Window(labels)
         self._lock = threading.Lock()
-        self._sample: tuple[Any, Any] | None = None
+        self._sample: tuple[RowTables, Sampler] | None = None
+        self._filling: tuple[RowTables, Sampler] | None = None
         self._next_sample = time.monotonic()
         self._step_ended: float | None = None
         self._gradient_norm: torch.Tensor | None = None
@@ -81,21 +85,30 @@ class Telemetry:
 
     # --- what the trainer tells ---------------------------------------------------------------------------
 
-    def begin(self, step: int, total_steps: int | None, starts: int, plan: Mapping[str, int]) -> None:
-        """Training goes on after `step`; the run was started so often before; tables by sharding type."""
+    def begin(
+        self, step: int, total_steps: int | None, starts: int, plan: Mapping[str, int], last: Manifest | None
+    ) -> None:
+        """Training goes on after `step`.
+
+        Args:
+            starts: of the run before this one.
+            plan: tables by sharding type.
+            last: the checkpoint it goes on from.
+        """
         self.instruments.step.set(step)
         self.instruments.planned_steps.set(math.nan if total_steps is None else total_steps)
         self.instruments.restarts.inc(starts)
         self.status |= {"step": step, "steps": total_steps, "starts": starts, "plan": dict(plan)}
+        if last:
+            self._checkpoint(last.step, last.bytes, last.about.get("at", time.time()))
 
     def before(self, step: Step, factor: float) -> None:
         """A step is about to be taken, at `factor` times the learning rates."""
         for part, rate in self._rates.items():
             self.instruments.learning_rate.labels(part).set(rate * factor)
+        self.instruments.idle.set(0)
         if step.tables and time.monotonic() >= self._next_sample:
-            sample = step.tables.sample()
-            with self._lock:
-                self._sample = step.tables, sample
+            self._filling = step.tables, step.tables.sample()
             self._next_sample = time.monotonic() + SAMPLE_SECONDS
 
     def after(self, step: Step, number: int, epoch: int, *, refused: bool) -> None:
@@ -116,6 +129,9 @@ class Telemetry:
         seen = step.seen
         self._window.add(seen.logits, seen.labels, seen.weights)
         self._gradient_norm = seen.gradient_norm
+        if self._filling is not None:
+            # Whole, and without a lock: a scrape that is under way is not waited for.
+            self._sample, self._filling = self._filling, None
 
     def tolerated(self) -> None:
         """The batch of a refused step is left out, and training goes on."""
@@ -136,6 +152,11 @@ class Telemetry:
     def rests(self) -> None:
         """The next step does not follow the last one at once."""
         self._step_ended = None
+
+    def idles(self) -> None:
+        """There is nothing to train on."""
+        self.rests()
+        self.instruments.idle.set(1)
 
     def logged(self, loss: float, examples: int, examples_per_second: float) -> None:
         """Loss and pace of all ranks, this rank's samples, since the call before."""
@@ -169,16 +190,19 @@ class Telemetry:
     def saved(self, step: int, size: int, seconds: float, stalled: float) -> None:
         """A checkpoint of `size` bytes is there, `seconds` after its step, which it held up for a part of them."""
         self.instruments.checkpoints.inc()
-        self.instruments.checkpoint_last.set_to_current_time()
-        self.instruments.checkpoint_step.set(step)
-        self.instruments.checkpoint_bytes.set(size)
+        self._checkpoint(step, size, time.time())
         self.instruments.checkpoint_seconds.observe(seconds)
         self.instruments.checkpoint_stall_seconds.observe(stalled)
-        self.status["checkpoint"] = {"step": step, "at": round(time.time(), 1)}
 
     def not_saved(self) -> None:
         """A save failed."""
         self.instruments.checkpoint_failures.inc()
+
+    def _checkpoint(self, step: int, size: int, at: float) -> None:
+        self.instruments.checkpoint_last.set(at)
+        self.instruments.checkpoint_step.set(step)
+        self.instruments.checkpoint_bytes.set(size)
+        self.status["checkpoint"] = {"step": step, "at": round(at, 1)}
 
     # --- when somebody asks -------------------------------------------------------------------------------
 
@@ -218,8 +242,10 @@ class Telemetry:
             told.table_touched_rows.labels(name).set(one.rows)
             if one.rows:
                 told.table_dedup_ratio.labels(name).set(one.ids / one.rows)
+            if one.rows and one.radius is not None:
                 told.table_radius_mean.labels(name).set(one.radius)
-            told.table_perturbation_norm.labels(name).set(one.perturbation)
+            if one.perturbation is not None:
+                told.table_perturbation_norm.labels(name).set(one.perturbation)
             told.table_gradient_norm.labels(name).set(one.gradient)
 
 

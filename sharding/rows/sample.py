@@ -23,10 +23,10 @@ class TableSample:
     """Looked up."""
     rows: float = 0.0
     """Different ones among them."""
-    radius: float = 0.0
-    """Mean over the rows; of tables that ascend."""
-    perturbation: float = 0.0
-    """2-norm; of Helen and SAM."""
+    radius: float | None = None
+    """Mean over the rows; of tables that ascended in this step."""
+    perturbation: float | None = None
+    """2-norm; of Helen and SAM, likewise."""
     gradient: float = 0.0
     """2-norm, of the pass that was stepped by."""
 
@@ -67,7 +67,7 @@ class Sampler:
                 learner.by_table(touched, touched.counts.double()),
                 touched.bounds.diff().double(),
                 learner.by_table(touched, one.sum.squares),
-                *self._climbed.get(learner, (torch.zeros_like(touched.bounds[1:], dtype=torch.float64),) * 2),
+                *self._climbed.get(learner, ()),
             ]
             self._stepped.append((learner, torch.stack(found)))
 
@@ -75,15 +75,19 @@ class Sampler:
         """By table; waits for the device."""
         found: dict[str, TableSample] = {}
         for learner, sums in self._stepped:
-            for name, learning, origin, (ids, rows, gradient, radius, perturbation) in zip(
+            for name, learning, origin, (ids, rows, gradient, *climbed) in zip(
                 learner.names, learner.learning, learner.group.origins, sums.T.tolist(), strict=True
             ):
                 one = found.setdefault(name, TableSample())
                 rule, first = learning.optimizer.rule, origin[1] == 0
-                if first:
-                    one.ids, one.rows, one.radius = ids, rows, radius
-                if rule == "asam" or (rule == "helen" and not first):
-                    perturbation = 0.0  # ASAM's is another norm; of Helen's rows every shard knows the whole
                 one.gradient = (one.gradient**2 + gradient) ** 0.5
-                one.perturbation = (one.perturbation**2 + perturbation) ** 0.5
+                if first:
+                    one.ids, one.rows = ids, rows
+                if not climbed or rule is None:
+                    continue
+                if first:
+                    one.radius = climbed[0]
+                # ASAM's is another norm; of Helen's rows every shard knows the whole.
+                if rule == "sam" or (rule == "helen" and first):
+                    one.perturbation = ((one.perturbation or 0.0) ** 2 + climbed[1]) ** 0.5
         return found

@@ -37,7 +37,7 @@ def test_mistakes_end_the_job_and_evictions_begin_it_again() -> None:
 
 def test_retries_are_those_of_torchx() -> None:
     done = rendered.volcano(retries=2)["spec"]
-    assert done["maxRetry"] == 2
+    assert done["maxRetry"] == 3
     rest = {one["event"]: one["action"] for one in done["tasks"][0]["policies"] if "event" in one}
     assert rest == {"PodEvicted": "RestartJob", "PodFailed": "RestartJob"}
 

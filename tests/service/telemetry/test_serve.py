@@ -1,9 +1,11 @@
 """A training on two ranks, scraped from outside by plain HTTP: where it is, what it says, what is left of it."""
 
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import pytest
@@ -63,6 +65,9 @@ def test_two_ranks_tell_all_that_the_result_says(data: Path, tmp_path: Path) -> 
     assert all(target["targets"][0].startswith("127.0.0.1:") for target in found), (
         "nobody else is to reach it"
     )
+    while not (run / "result.json").exists():  # nothing is lost to who kills it from now on
+        assert all(process.is_alive() for process in attempt.processes), attempt.said(0)
+        time.sleep(0.01)
     said = []
     for target in found:  # each waits until it has been asked once when all was known
         while 'split="test"' not in (text := get(target, "/metrics")):
@@ -125,3 +130,59 @@ def test_without_a_port_nobody_answers_and_a_taken_one_is_refused(
         attempt = start(job, tmp_path / "refused", 1)
         assert attempt.wait() == [2]
     assert f"metrics.port: 127.0.0.1:{port} cannot be listened on" in attempt.said(0)
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Takes what is pushed to it, or answers what is no HTTP."""
+
+    pushed: ClassVar[dict[str, str]] = {}
+    garbles: ClassVar[bool] = False
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.garbles:
+            self.wfile.write(b"what?\n")
+            return
+        self.pushed[self.path] = body
+        self.send_response(202)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nobody reads it."""
+
+
+@pytest.mark.parametrize("garbles", [False, True])
+def test_the_last_numbers_are_pushed_and_a_gateway_that_fails_costs_nothing(
+    data: Path, tmp_path: Path, garbles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gateway, "garbles", garbles)
+    monkeypatch.setattr(Gateway, "pushed", {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"127.0.0.1:{server.server_address[1]}"
+    job = harness.write_job(
+        tmp_path, data, metrics={"pushgateway": address}, train={"ranks": 1, "max_steps": 3, "epochs": 1}
+    )
+    attempt = start(job, tmp_path / "run", 1)
+    assert attempt.wait() == [0]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    if garbles:
+        assert f"note: metrics.pushgateway {address}: not pushed (" in attempt.said(0)
+        assert Gateway.pushed == {}
+        return
+    ((path, text),) = Gateway.pushed.items()
+    assert path.startswith("/metrics/job/sparta/")
+    assert {"name/toy", "run/run", "rank/0"} <= {"/".join(pair) for pair in pairs(path.split("/")[4:])}
+    said = samples(text)
+    assert said["sparta_examples_total"] == result["examples"]
+    assert not [series for series in said if "timestamp" in series], (
+        "what grows old would raise alarms for ever"
+    )
+
+
+def pairs(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(words[::2], words[1::2], strict=True))
