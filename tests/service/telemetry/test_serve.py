@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +54,17 @@ def samples(text: str) -> dict[str, float]:
     return found
 
 
+def scraped(attempt: Attempt, found: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """What each rank said last, asked again and again until all have ended."""
+    texts = ["" for _ in found]
+    while any(process.is_alive() for process in attempt.processes):
+        for rank, target in enumerate(found):
+            with suppress(OSError):  # it has ended
+                texts[rank] = get(target, "/metrics")
+        time.sleep(0.5)
+    return [samples(text) for text in texts]
+
+
 def test_two_ranks_tell_all_that_the_result_says(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "clicks-7"
     job = harness.write_job(tmp_path, data, metrics=LINGER)
@@ -68,11 +80,7 @@ def test_two_ranks_tell_all_that_the_result_says(data: Path, tmp_path: Path) -> 
     while not (run / "result.json").exists():  # nothing is lost to who kills it from now on
         assert all(process.is_alive() for process in attempt.processes), attempt.said(0)
         time.sleep(0.01)
-    said = []
-    for target in found:  # each waits until it has been asked once when all was known
-        while 'split="test"' not in (text := get(target, "/metrics")):
-            time.sleep(0.05)
-        said.append(samples(text))
+    said = scraped(attempt, found)
     assert attempt.wait() == [0, 0]
     result = json.loads((run / "result.json").read_text())
     assert sum(each["sparta_examples_total"] for each in said) == result["examples"]
@@ -106,10 +114,8 @@ def test_the_start_after_a_kill_is_counted_and_a_killed_run_is_missed(data: Path
     assert (run / "metrics.json").exists()
     (run / "metrics.json").unlink()
     attempt = start(job, run, 2)
-    for target in targets(run, attempt):
-        while 'split="test"' not in (text := get(target, "/metrics")):
-            time.sleep(0.05)
-        assert samples(text)["sparta_restarts_total"] == 1
+    for said in scraped(attempt, targets(run, attempt)):
+        assert said["sparta_restarts_total"] == 1
     assert attempt.wait() == [0, 0]
 
 
@@ -158,7 +164,7 @@ def test_the_last_numbers_are_pushed_and_a_gateway_that_fails_costs_nothing(
     monkeypatch.setattr(Gateway, "garbles", garbles)
     monkeypatch.setattr(Gateway, "pushed", {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     address = f"127.0.0.1:{server.server_address[1]}"
     job = harness.write_job(
