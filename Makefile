@@ -36,8 +36,12 @@ check: install build/types/sparta
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# What kills, sends signals and launches goes first and one at a time; all else on two workers.
+ALONE = tests/faults tests/launcher tests/service/telemetry
+
 test: check
-	$(RUN) pytest
+	$(RUN) pytest $(ALONE)
+	$(RUN) pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 
 # 25 one-line bugs, each of which must turn a named law red; 15 minutes.
 mutate: install

@@ -5,8 +5,13 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.pool import Pool
+
+# How long an example takes says more of the machine than of the law.
+settings.register_profile("sparta", deadline=None)
+settings.load_profile("sparta")
 
 
 @pytest.fixture(scope="session")
