@@ -11,10 +11,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from sparta.models.errors import ConfigError, DataError, SpartaError
+from sparta.models.errors import ConfigError, SpartaError
+
+CHECKPOINT = ("list", "verify", "export")
+"""What `sparta checkpoint` does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,12 +91,13 @@ def parser() -> Parser:
     _set(predict)
 
     checkpoint = verbs.add_parser("checkpoint", help="list, verify or export a run's checkpoints")
-    checkpoint.add_argument("what", choices=("list", "verify", "export"))
+    checkpoint.add_argument("what", type=_what, help=", ".join(CHECKPOINT))
     checkpoint.add_argument("run", type=Path, help="run directory")
     checkpoint.add_argument("--out", type=Path, help="export: folder of safetensors files to make")
     checkpoint.add_argument(
         "--checkpoint", choices=("best", "last"), help="export: default: what result.json is about"
     )
+    checkpoint.add_argument("--json", action="store_true", help="list, verify: print JSON instead of a table")
 
     for name, verb in verbs.choices.items():
         verb.prog = f"sparta {name}"
@@ -113,6 +118,14 @@ def _set(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="edit the file before it is checked"
     )
+
+
+def _what(text: str) -> str:
+    if text not in CHECKPOINT:
+        near = get_close_matches(text, CHECKPOINT, 1, 0.5)
+        hint = f", the nearest is {near[0]}" if near else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(CHECKPOINT)}{hint}")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -248,44 +261,9 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def checkpoint(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
+    from sparta.service.checkpoint.verb import checkpoint
 
-    from sparta.service.checkpoint.inspect import entries
-    from sparta.service.checkpoint.storage import Storage
-    from sparta.service.report import checkpoints_table
-    from sparta.service.run import RunDirectory
-
-    if arguments.what == "export":
-        _export(arguments)
-        return
-    run = RunDirectory(arguments.run)
-    storage = Storage(run.read_job().checkpoint.path or run.checkpoints)
-    found = entries(storage, every_byte=arguments.what == "verify")
-    if not found:
-        raise DataError(f"{storage.root}: holds no checkpoint; train first with `sparta train`")
-    Console().print(checkpoints_table(found))
-    damaged = [entry for entry in found if entry.state == "damaged"]
-    if arguments.what == "verify" and damaged:
-        raise DataError(
-            f"{storage.place(damaged[-1].name)}: {damaged[-1].problem}; `sparta train --resume` sets it aside and "
-            "takes the one before"
-        )
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from sparta.service import build_run
-    from sparta.service.checkpoint.export import export
-    from sparta.service.checkpoint.find import find
-    from sparta.service.run import RunDirectory
-
-    if arguments.out is None:
-        raise ConfigError("--out is missing; name the folder to make")
-    run = RunDirectory(arguments.run)
-    job = run.read_job()
-    storage = build_run.checkpoints(job, run).storage
-    name = find(storage, arguments.checkpoint or run.tested(job))
-    size = export(run, storage, name, arguments.out)
-    print(f"{arguments.out}: {name} of {run.path}, {size:,} bytes of weights in safetensors files")
+    checkpoint(arguments)
 
 
 VERBS = {

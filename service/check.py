@@ -13,7 +13,7 @@ from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.config import Job
 from sparta.service.world import World, device_for
-from sparta.sharding.estimate import human
+from sparta.sharding.human import human
 from sparta.sharding.plan import Plan
 from sparta.sharding.tables import tables_of
 

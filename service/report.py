@@ -10,12 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from sparta.models.schema import Schema
-from sparta.service.checkpoint.inspect import Entry, ago
+from sparta.service.checkpoint.inspect import Entry, age
+from sparta.sharding.human import human
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Metrics per label."""
 
 _COLUMNS = {"auc": "AUC", "gauc": "GAUC", "logloss": "LogLoss", "ne": "NE", "calibration": "calibration"}
+
+_WIDEST = 200
+"""Columns that no table of checkpoints needs."""
 
 
 def result_table(result: Mapping[str, Any], schema: Schema) -> RenderableType:
@@ -65,25 +69,29 @@ def show(table: RenderableType, run: Path, *, out: Console | None = None) -> Non
     out.print(Text(f"run directory: {run}"), soft_wrap=True)
 
 
-def checkpoints_table(entries: Sequence[Entry]) -> RenderableType:
-    """The checkpoints of a run, oldest first."""
-    table = Table(box=box.SIMPLE)
+def show_checkpoints(entries: Sequence[Entry]) -> None:
+    """Print the checkpoints of a run, oldest first, and what is wrong with the damaged ones, on stdout."""
+    # The narrowest of rich's tables: with names, sizes and ages as long as they come it has 80 columns.
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("checkpoint", no_wrap=True)
-    for title in ("step", "bytes", "written in", "ranks", "taken"):
+    for title in ("size", "took", "ranks", "age"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for entry in entries:
-        known = entry.step is not None
         table.add_row(
             entry.name,
-            f"{entry.step:,}" if known else "-",
-            f"{entry.bytes:,}" if known else "-",
-            f"{entry.seconds:.1f} s" if known else "-",
-            str(entry.ranks) if known else "-",
-            ago(entry.at) if known else "-",
+            "-" if entry.bytes is None else human(entry.bytes),
+            "-" if entry.seconds is None else f"{entry.seconds:.1f} s",
+            "-" if entry.ranks is None else str(entry.ranks),
+            "-" if entry.at is None else age(entry.at),
             f"{entry.state}, best" if entry.best else entry.state,
         )
-    return table
+    # A terminal may wrap what is wider still; a pipe has no width, whatever rich takes it for.
+    out = Console(width=max(Console().width, _WIDEST))
+    out.print(table)
+    for entry in entries:
+        if entry.problem:
+            out.print(Text(f"{entry.name}: {entry.problem}"), soft_wrap=True)
 
 
 def _cell(name: str, metrics: Mapping[str, float | None]) -> str:

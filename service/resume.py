@@ -126,16 +126,19 @@ def restore(
 
 
 def check_there(run: RunDirectory, job: Job, checkpoints: Checkpoints) -> None:
-    """Refuse to begin anew where the history says that there must have been a checkpoint.
+    """Refuse to begin anew where the history, or a result, says that there must have been a checkpoint.
 
     Raises:
         DataError: it is not where it should be, so beginning anew would overwrite what the run has come to.
     """
     steps = [line["step"] for line in read_history(run.history)] if run.history.exists() else []
-    if steps and steps[-1] > 2 * job.checkpoint.every:
+    finished, far = run.result.exists(), bool(steps) and steps[-1] > 2 * job.checkpoint.every
+    if finished or far:
+        come = "has finished" if finished else f"has come to step {steps[-1]}"
+        remove = [str(run.result)] * finished + [str(run.history)] * far
         raise DataError(
-            f"{checkpoints.storage.root}: holds no complete checkpoint, but the run has come to step {steps[-1]}; see "
-            f"that the storage is there, or remove {run.history} to begin anew"
+            f"{checkpoints.storage.root}: holds no complete checkpoint, but the run {come}; see that the storage is "
+            f"there, or remove {' and '.join(remove)} to begin anew"
         )
 
 

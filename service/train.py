@@ -8,8 +8,8 @@ from sparta.models.errors import DataError, SpartaError
 from sparta.models.schema import Schema
 from sparta.service import build, build_run
 from sparta.service.check import check_forward
-from sparta.service.checkpoint.export import is_export, load_export
-from sparta.service.checkpoint.find import check_free, find, of_step, own
+from sparta.service.checkpoint.export import load_export
+from sparta.service.checkpoint.find import check_free, find, is_export, of_step, own
 from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.config import Job

@@ -15,9 +15,9 @@ from torch import Tensor
 from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import Schema, load_schema
 from sparta.service.checkpoint import manifest as disk
-from sparta.service.checkpoint.export import is_export, load_export
+from sparta.service.checkpoint.export import load_export
 from sparta.service.checkpoint.files import sizes
-from sparta.service.checkpoint.find import find
+from sparta.service.checkpoint.find import find, is_export
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import WEIGHTS, Checkpoints
 from sparta.service.run import RunDirectory
@@ -54,7 +54,10 @@ def start_from(
         state.update(step.state_dict())
     heads = world.once(lambda: smaller(storage, name, state))
     read = {key: value.head(heads[key]) if key in heads else value for key, value in state.items()}
-    Checkpoints(storage.root).load(read, name, weights_only=weights_only)  # in place, so into `state` too
+    # In place, so into `state` too.
+    Checkpoints(storage.root).load(
+        read, name, weights_only=weights_only, way_out="give --from another checkpoint"
+    )
     if not weights_only:
         step.load_state_dict({key: value for key, value in state.items() if not key.startswith(WEIGHTS)})
 

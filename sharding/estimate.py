@@ -59,13 +59,3 @@ def received_bytes(tables: Sequence[Table], *, batch_size: int, ranks: int) -> i
     """Bytes of the pooled rows and gradients of a rank's own slots, all tables."""
     slots = -(-batch_size // ranks)
     return PASSES * slots * sum(padded(table.dim) for table in tables) * FLOAT_BYTES
-
-
-def human(count: int) -> str:
-    """A byte count for people: 1.5 GiB."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

@@ -27,7 +27,8 @@ from sparta.models.embedding import Table, padded, table_name, torchrec_name
 from sparta.models.errors import PlanError
 from sparta.sharding.constraints import allowed_types, column_width, small_ones_whole, spelled_out
 from sparta.sharding.engines import SHARDING_TYPES, Engine, TableOptimizer, engine_for
-from sparta.sharding.estimate import human, received_bytes, shard_bytes
+from sparta.sharding.estimate import received_bytes, shard_bytes
+from sparta.sharding.human import human
 from sparta.sharding.record import Plan, ShardPlan, TablePlan, read_plan
 from sparta.sharding.sharder import Sharder
 from sparta.sharding.show import format_plan

@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from sparta.sharding.estimate import human
+from sparta.sharding.human import human
 from sparta.sharding.record import Plan
 
 

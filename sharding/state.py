@@ -93,7 +93,7 @@ class LogicalTable(Tensor):
         Raises:
             DataError: another shape, or other windows.
         """
-        _check_shape(name, self, other)
+        check_shape(name, self.shape, other.shape)
         if isinstance(other, LogicalTable):
             theirs = {window.offsets: window.values.shape for window in other.windows}
             if any(theirs.get(window.offsets) != window.values.shape for window in self.windows):
@@ -259,11 +259,17 @@ def check_all(mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         if isinstance(target, LogicalTable):
             target.check(name, state[name])
         else:
-            _check_shape(name, target, state[name])
+            check_shape(name, target.shape, state[name].shape)
 
 
-def _check_shape(name: str, mine: Tensor, saved: Tensor) -> None:
-    if saved.shape != mine.shape:
+def check_shape(name: str, mine: torch.Size, saved: torch.Size) -> None:
+    """See whether a tensor of a saved state is as large as this job's.
+
+    Raises:
+        DataError: it is not.
+    """
+    if saved != mine:
         raise DataError(
-            f"{name} is {tuple(saved.shape)} in the saved state, {tuple(mine.shape)} in the model"
+            f"{name} is {tuple(saved)} in the saved state, {tuple(mine)} in the model; the job's model must be the "
+            "one it was trained with"
         )

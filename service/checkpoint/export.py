@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparta.models.errors import ConfigError, DataError
-from sparta.service.checkpoint.files import read, sizes
+from sparta.service.checkpoint.files import one_line, read, sizes
+from sparta.service.checkpoint.find import INDEX
 from sparta.service.checkpoint.storage import Storage
+from sparta.service.checkpoint.store import WAY_OUT
 from sparta.service.run import RunDirectory, write_atomically
 from sparta.sharding.state import DENSE, TABLES, LogicalTable
-
-INDEX = "model.safetensors.index.json"
 
 
 def export(run: RunDirectory, storage: Storage, name: str, out: Path) -> int:
@@ -33,28 +33,32 @@ def export(run: RunDirectory, storage: Storage, name: str, out: Path) -> int:
 
     Raises:
         ConfigError: `out` is there already.
+        DataError: the checkpoint is damaged; nothing was written then.
     """
     if out.exists():
         raise ConfigError(f"{out}: exists already; give another --out or remove it")
+    unreadable = storage.place(name), f"not readable; {WAY_OUT}"
+    with one_line(*unreadable):
+        held = {key: size for key, size in sizes(storage, name).items() if size is not None}
     draft = out.with_name(out.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)  # left by an interrupted export
     draft.mkdir(parents=True)
     try:
-        held = {key: size for key, size in sizes(storage, name).items() if size is not None}
         groups = [[key] for key in sorted(held) if key.startswith(TABLES)]
         groups.append(sorted(key for key in held if key.startswith(DENSE)))
         files = [f"model-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(1, len(groups) + 1)]
         total = 0
         for file, keys in zip(files, groups, strict=True):
             tensors: dict[str, Any] = {key: _empty(*held[key]) for key in keys}
-            read(tensors, storage, name, alone=True)
-            save_file(tensors, draft / file, metadata={"format": "pt"})
+            with one_line(*unreadable):
+                read(tensors, storage, name, alone=True)
+            _save(tensors, draft / file)
             total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         where = {key: file for file, keys in zip(files, groups, strict=True) for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_atomically(draft / INDEX, json.dumps(index, indent=1) + "\n")
         for path in (run.job, run.schema):
-            shutil.copy(path, draft)
+            shutil.copyfile(path, draft / path.name)
         draft.rename(out)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -66,9 +70,12 @@ def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder was made by `export`."""
-    return (folder / INDEX).is_file()
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file that whoever may read new files here may read: safetensors makes it for its owner only."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 @torch.no_grad()

@@ -11,6 +11,14 @@ from sparta.service.checkpoint.storage import Storage
 
 Which = Literal["best", "last"]
 
+INDEX = "model.safetensors.index.json"
+"""What an exported folder has."""
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder was made by `sparta checkpoint export`."""
+    return (folder / INDEX).is_file()
+
 
 def find(storage: Storage, which: Which) -> str:
     """The best checkpoint (the newest, when there was no evaluation), or the newest.

@@ -17,12 +17,13 @@ class Entry:
     state: str
     """complete, not complete, damaged, set aside."""
     step: int | None = None
-    bytes: int = 0
-    seconds: float = 0.0
+    """This and what follows is known only of one that has its manifest."""
+    bytes: int | None = None
+    seconds: float | None = None
     """Saving took, from the step it was taken in to the commit."""
-    at: float = 0.0
+    at: float | None = None
     """When it was taken, in seconds since 1970."""
-    ranks: int = 0
+    ranks: int | None = None
     best: bool = False
     """The newest complete checkpoint calls it the best."""
     problem: str | None = None
@@ -32,7 +33,7 @@ def entries(storage: Storage, *, every_byte: bool = False) -> list[Entry]:
     """All of them, oldest first.
 
     Args:
-        every_byte: read the files and compare their checksums.
+        every_byte: read the files and compare their checksums, not their names and sizes only.
     """
     found = [*_complete(storage, every_byte)]
     names = {entry.name for entry in found}
@@ -54,26 +55,29 @@ def _complete(storage: Storage, every_byte: bool) -> Iterator[Entry]:
         try:
             manifest = disk.read_manifest(storage, name)
         except DataError as error:
-            yield Entry(name, "damaged", problem=str(error))
+            problem = str(error).removeprefix(f"{storage.place(name)}: ")
+            yield Entry(
+                name, "damaged", problem=error.problem if isinstance(error, disk.DamageError) else problem
+            )
             continue
-        problem = disk.damage(storage, name, manifest) if every_byte else None
+        damage = disk.damage(storage, name, manifest, every_byte=every_byte)
         yield Entry(
             name,
-            "damaged" if problem else "complete",
+            "damaged" if damage else "complete",
             manifest.step,
             manifest.bytes,
-            manifest.about.get("seconds", 0.0),
-            manifest.about.get("at", 0.0),
-            manifest.about.get("ranks", 0),
+            manifest.about.get("seconds"),
+            manifest.about.get("at"),
+            manifest.about.get("ranks"),
             manifest.step == best,
-            problem,
+            damage,
         )
 
 
-def ago(then: float, now: float | None = None) -> str:
-    """A time as people say it: 12 s, 5 min, 3 h, 2 days ago."""
+def age(then: float, now: float | None = None) -> str:
+    """How long ago a time was, as people say it: 12 s, 5 min, 3 h, 2 days."""
     seconds = (time.time() if now is None else now) - then
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds / 86400:.0f} days ago"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

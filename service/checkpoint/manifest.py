@@ -34,6 +34,13 @@ _NAME = re.compile(rf"{PREFIX}\d+(-\d+)?")
 class DamageError(DataError):
     """A checkpoint that is not what was committed; one that cannot be read for another reason is not damaged."""
 
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(place, problem)  # such that it can be sent to the other ranks
+        self.place, self.problem = place, problem
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}; take another checkpoint"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -98,9 +105,7 @@ def format_of(storage: Storage, name: str) -> int:
     try:
         found = json.loads(storage.read(f"{name}/{COMMIT}"))["format"]
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise DamageError(
-            f"{place}: {COMMIT} is missing or broken, so the checkpoint is not complete; take another"
-        ) from error
+        raise DamageError(place, f"{COMMIT} is missing or broken") from error
     if found not in (1, FORMAT):
         raise DataError(
             f"{place}: checkpoint format {found}, this sparta reads {FORMAT}; use the sparta that wrote it"
@@ -125,16 +130,12 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
         text = storage.read(f"{name}/{MANIFEST}")
         expected = json.loads(storage.read(f"{name}/{COMMIT}"))["manifest"]
         if hashlib.sha256(text).hexdigest() != expected:
-            raise DamageError(
-                f"{place}: {MANIFEST} is not the one that was committed; take another checkpoint"
-            )
+            raise DamageError(place, f"{MANIFEST} is not the one that was committed")
         raw = json.loads(text)
         files = {name: (int(size), str(digest)) for name, (size, digest) in raw.pop("files").items()}
         return Manifest(**raw, files=files)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise DamageError(
-            f"{place}: {MANIFEST} is missing or broken ({error}); take another checkpoint"
-        ) from error
+        raise DamageError(place, f"{MANIFEST} is missing or broken") from error
 
 
 def damage(
@@ -143,11 +144,14 @@ def damage(
     manifest: Manifest,
     files: Iterable[str] | None = None,
     alive: Callable[[], None] = lambda: None,
+    *,
+    every_byte: bool = True,
 ) -> str | None:
     """What is wrong with some files of a checkpoint (all by default), read to the last byte; None if nothing.
 
     Args:
         alive: called now and then.
+        every_byte: else it is their names and sizes only that are compared.
 
     Raises:
         OSError: the storage does not answer, which says nothing of the checkpoint.
@@ -158,11 +162,28 @@ def damage(
             found = storage.size(f"{name}/{file}")
             if found != size:
                 return f"{file} has {found} bytes of {size}"
-            if digest != sha256(storage, f"{name}/{file}", alive):
+            if every_byte and digest != sha256(storage, f"{name}/{file}", alive):
                 return f"{file} does not match its checksum"
         except FileNotFoundError:
             return f"{file} is gone"
     return None
+
+
+def check(storage: Storage, name: str, way_out: str) -> None:
+    """Refuse a damaged checkpoint; one of format 1 has nothing to compare it with.
+
+    Raises:
+        DataError: naming the file and the way out.
+        OSError: the storage does not answer.
+    """
+    try:
+        problem = None
+        if format_of(storage, name) != 1:
+            problem = damage(storage, name, read_manifest(storage, name))
+    except DamageError as error:
+        problem = error.problem
+    if problem:
+        raise DataError(f"{storage.place(name)}: {problem}; {way_out}")
 
 
 def sha256(storage: Storage, name: str, alive: Callable[[], None] = lambda: None) -> str:

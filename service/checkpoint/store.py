@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from torch import Tensor
 
 from sparta.models.errors import DataError
 from sparta.service.checkpoint import manifest as disk
@@ -25,12 +26,15 @@ from sparta.service.checkpoint.log import Listener, Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.sharding.collectives import gather, rank, ranks
-from sparta.sharding.state import check_names
+from sparta.sharding.state import check_names, check_shape
 
 T = TypeVar("T")
 
 WEIGHTS = ("tables/", "dense/")
 RNG = "rng/"
+
+WAY_OUT = "use another --checkpoint or train again"
+"""Of a damaged checkpoint of a run."""
 
 NICENESS = 10
 """Of the thread that writes: training goes first."""
@@ -265,11 +269,10 @@ class Checkpoints:
 
     def _checked(self, name: str) -> tuple[Manifest | None, str | None]:
         """The manifest, and what is wrong with the checkpoint; each rank reads a share of the files."""
-        place = f"{self.storage.place(name)}: "
         try:
             manifest = self._first(lambda: disk.read_manifest(self.storage, name))
         except disk.DamageError as error:
-            return None, str(error).removeprefix(place)
+            return None, error.problem
         found = gather(self._damage(name, manifest, disk.shares(manifest.files, ranks())[rank()]))
         for problem in found:
             if isinstance(problem, DataError):
@@ -287,13 +290,20 @@ class Checkpoints:
             )
 
     def load(
-        self, state: dict[str, Any], name: str, *, weights_only: bool = False, checked: bool = False
+        self,
+        state: dict[str, Any],
+        name: str,
+        *,
+        weights_only: bool = False,
+        checked: bool = False,
+        way_out: str = WAY_OUT,
     ) -> None:
         """Fill the tensors of a state from a checkpoint. Collective.
 
         Args:
             weights_only: leave out what the checkpoint holds beside the weights.
             checked: every byte has been compared with its checksum already.
+            way_out: what to do if it is damaged.
 
         Raises:
             DataError: it is damaged, or of another model.
@@ -302,13 +312,16 @@ class Checkpoints:
         if not checked and self._first(lambda: disk.format_of(self.storage, name)) != 1:
             _, problem = self._checked(name)
             if problem:
-                raise DataError(f"{place}: {problem}; use another --checkpoint or train again")
-        with one_line(place, "not readable; use another --checkpoint or train again"):
+                raise DataError(f"{place}: {problem}; {way_out}")
+        with one_line(place, f"not readable; {way_out}"):
             # torch would leave out what the model does not have.
             held = sizes(self.storage, name)
             there = {key for key in held if not weights_only or key.startswith(WEIGHTS)}
             try:
                 check_names(*({key for key in keys if not key.startswith(RNG)} for keys in (state, there)))
+                for key, target in state.items():
+                    if isinstance(target, Tensor) and (size := held[key]):
+                        check_shape(key, target.shape, size[0])
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             read(state, self.storage, name)

@@ -91,7 +91,10 @@ def test_what_a_killed_save_left_is_removed_and_nothing_complete_with_it(
 
 def refused(job: Path, run: Path) -> str:
     """What a resumption says that is refused and leaves all as it was."""
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".beat"}
+    files = [path for path in run.rglob("*") if path.is_file()]
+    # A start says that it is alive, and at which ports it answers.
+    told = (path for path in files if path.suffix != ".beat" and path.name != "metrics.json")
+    before = {path: path.read_bytes() for path in told}
     attempt = start(job, run, 2)
     assert attempt.wait() == [3, 3]
     after = {path: path.read_bytes() for path in before}
@@ -116,6 +119,19 @@ def test_a_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(
     shutil.copytree(halfway, run)
     (run / "checkpoints").rename(tmp_path / "elsewhere")
     assert "holds no complete checkpoint, but the run has come to step 10" in refused(job, run)
+
+
+def test_a_finished_run_is_not_begun_anew_however_short_its_history(data: Path, tmp_path: Path) -> None:
+    job = harness.write_job(tmp_path, data, train={"max_steps": 5}, checkpoint={"every": 9})
+    run = tmp_path / "run"
+    assert start(job, run, 2).wait() == [0, 0]
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    assert refused(job, run).endswith(
+        f"{run}/checkpoints: holds no complete checkpoint, but the run has finished; see that the storage is there, or "
+        f"remove {run}/result.json to begin anew"
+    )
+    (run / "result.json").unlink()
+    assert start(job, run, 2).wait() == [0, 0]
 
 
 def test_without_the_best_checkpoint_the_last_weights_are_tested(data: Path, tmp_path: Path) -> None:

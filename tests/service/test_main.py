@@ -51,7 +51,10 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         (["synth", "--out", "x", "--seed", "-5"], "--seed -5 is negative"),
         (["evaluate"], "the following arguments are required: run; see `sparta evaluate --help`"),
         (["checkpoint", "list"], "the following arguments are required: run; see `sparta checkpoint --help`"),
-        (["checkpoint", "lst", "run"], "argument what: invalid choice: 'lst'"),
+        (
+            ["checkpoint", "lst", "run"],
+            "argument what: 'lst' is none of list, verify, export, the nearest is list",
+        ),
         (["evaluate", "run", "--checkpoint", "bset"], "argument --checkpoint: invalid choice: 'bset'"),
         (["predict", "run"], "the following arguments are required: file, --out"),
     ],

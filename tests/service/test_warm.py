@@ -231,7 +231,10 @@ def test_an_older_dataset_does_not_go_on_from_a_newer_run(data: Path, grown: Pat
     "changes, words",
     [
         ({"model": {"args": {"hidden": [8]}}}, "dense/deep"),
-        ({"model": {"embedding_dim": 4}}, "step-000000"),
+        (
+            {"model": {"embedding_dim": 4}},
+            r"tables/\w+ is \(\d+, 8\) in the saved state, \(\d+, 4\) in the model; the job.s model must be",
+        ),
         ({"optim": {"tables": {"name": "adam"}}}, "load the weights only"),
     ],
 )
@@ -253,7 +256,7 @@ def test_damage_is_refused_by_the_name_of_the_file(data: Path, newest: Path, tmp
     shutil.copytree(newest, tmp_path / newest.name)
     path = tmp_path / newest.name / "__0_0.distcp"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"__0_0.distcp has \d+ bytes of"):
+    with pytest.raises(DataError, match=r"__0_0.distcp has \d+ bytes of \d+; give --from another checkpoint"):
         started(job_of(data), tmp_path / newest.name)
 
 
@@ -284,6 +287,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_so_again(
     assert sparta("train", job, "--run-dir", tmp_path / "run", "--from", newest)[0] == 0
     losses = [line["loss"] for line in toys.history(tmp_path / "run") if "loss" in line]
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "result.json").unlink()
     # Who goes on need not know how it began.
     assert sparta("train", job, "--run-dir", tmp_path / "run", "--resume")[0] == 0
     assert [line["loss"] for line in toys.history(tmp_path / "run") if "loss" in line] == losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparta.sharding.engines import ENGINES, TableOptimizer
-from sparta.sharding.estimate import human
+from sparta.sharding.human import human
 from sparta.sharding.rows.bags import row_collections
 from sparta.sharding.rows.learner import Pass
 from sparta.sharding.rows.tables import RowTables

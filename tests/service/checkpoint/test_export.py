@@ -1,7 +1,9 @@
 """An export is the run's weights, whole, and scores as the run does."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import load_schema
 from sparta.service.checkpoint import export as module
 from sparta.service.checkpoint import manifest as disk
-from sparta.service.checkpoint.export import INDEX, export, is_export, load_export
-from sparta.service.checkpoint.find import find
+from sparta.service.checkpoint.export import export, load_export
+from sparta.service.checkpoint.find import INDEX, find, is_export
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.run import RunDirectory
@@ -64,6 +66,17 @@ def test_a_table_has_a_file_of_its_own(exported: Path) -> None:
     listed = {*where.values(), INDEX, "schema.json", "job.yaml"}
     assert {path.name for path in exported.iterdir()} == listed
     assert load_schema(exported).sparse
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_every_file_may_be_read_by_whom_the_umask_allows(learned: Path, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        export(RunDirectory(learned), Storage(learned / "checkpoints"), "step-000000048", tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~mask)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
