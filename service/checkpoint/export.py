@@ -22,6 +22,7 @@ from torch import Tensor
 from sparta.models.errors import ConfigError, DataError
 from sparta.service.checkpoint.files import one_line, read, sizes
 from sparta.service.checkpoint.find import INDEX
+from sparta.service.checkpoint.manifest import check
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import WAY_OUT
 from sparta.service.run import RunDirectory, write_atomically
@@ -37,6 +38,7 @@ def export(run: RunDirectory, storage: Storage, name: str, out: Path) -> int:
     """
     if out.exists():
         raise ConfigError(f"{out}: exists already; give another --out or remove it")
+    check(storage, name, WAY_OUT)
     unreadable = storage.place(name), f"not readable; {WAY_OUT}"
     with one_line(*unreadable):
         held = {key: size for key, size in sizes(storage, name).items() if size is not None}
