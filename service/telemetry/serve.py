@@ -1,7 +1,8 @@
 """The endpoints of a run: each rank serves its own, the first tells Prometheus where they all are.
 
 `<run>/metrics.json` is a file_sd file: one target a rank, with the labels that the scrape is to add. It goes when
-the run ends in order; of a run that was killed it stays, so that somebody misses the ranks.
+the run ends in order, or is refused before it trains; of one that was killed or failed it stays, so that somebody
+misses the ranks.
 """
 
 import json
@@ -102,7 +103,8 @@ class Serving:
         if kind is not None and issubclass(kind, SpartaError):
             self._wait()  # what ended the run is in the numbers too
         self._endpoint.close()
-        if kind is None and self._world.first:
+        refused = kind is not None and not self._heartbeat.begun
+        if (kind is None or refused) and self._world.first:
             self._targets.unlink(missing_ok=True)
 
     def linger(self) -> None:
