@@ -48,6 +48,8 @@ FREE = [
     "checkpoint.grace_seconds=99",
     "tolerate.bad_rows=5",
     "tolerate.stuck_seconds=5",
+    "metrics.port=9000",
+    "kubernetes.shm_gb=2",
 ]
 BOUND = [
     "name=other",
