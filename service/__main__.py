@@ -75,6 +75,9 @@ def parser() -> Parser:
         help="begin with what a run, one of its checkpoints or an export has learned",
     )
     train.add_argument("--weights-only", action="store_true", help="of --from: not the optimizers' state")
+    train.add_argument(
+        "--profile", metavar="FIRST-LAST", help="write where the time of these steps goes, such as 20-40"
+    )
 
     evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
     evaluate.add_argument("run", type=Path, help="run directory")
@@ -197,11 +200,13 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     from sparta.service.config import load_job
+    from sparta.service.profile import steps_of
     from sparta.service.run import RunDirectory
     from sparta.service.train import train
     from sparta.service.world import world
 
     job = load_job(arguments.job, arguments.set)
+    profile = steps_of(arguments.profile) if arguments.profile else None
     with world(job.train.device) as here:
         if arguments.ranks not in (None, here.ranks):
             raise ConfigError(
@@ -221,6 +226,7 @@ def train(arguments: argparse.Namespace) -> None:
             resume=arguments.resume or restarted,
             source=arguments.source,
             weights_only=arguments.weights_only,
+            profile=profile,
         )
 
 

@@ -204,9 +204,9 @@ def dense_optimizer(job: Job, parameters: Mapping[str, nn.Parameter]) -> torch.o
 def step(job: Job, of: Sharded, world: World) -> Step:
     """What trains on a batch: one pass or two, by the tables' engine and optimizer."""
     tables, clip_norm = job.optim.tables, job.optim.dense.clip_norm
-    dense = dense_optimizer(job, of.dense_parameters())
+    dense, bf16 = dense_optimizer(job, of.dense_parameters()), job.train.precision == "bf16"
     if tables.engine == "fbgemm":
-        return FusedStep(of, dense, ranks=world.ranks, clip_norm=clip_norm)
+        return FusedStep(of, dense, ranks=world.ranks, clip_norm=clip_norm, bf16=bf16)
     rows = RowsStep(
         of.module,
         dense,
@@ -217,7 +217,7 @@ def step(job: Job, of: Sharded, world: World) -> Step:
         ascend_precision=tables.ascend_precision,
         clip_norm=clip_norm,
     )
-    return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction))
+    return RowStep(of, dense, rows, ranks=world.ranks, every=round(1 / tables.ascend_fraction), bf16=bf16)
 
 
 def train_loader(job: Job, of: Schema, world: World, folder: Path | None = None) -> Loader:
