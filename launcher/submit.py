@@ -19,6 +19,7 @@ from sparta.models.errors import ConfigError
 if TYPE_CHECKING:
     from sparta.service.config import Job
 
+SERVICE = "sparta.service"
 LOCAL = "local_cwd"
 SCHEDULERS = (LOCAL, "kubernetes", "slurm", "kueue")
 CONTAINERS = ("kubernetes", "kueue")
@@ -68,8 +69,20 @@ def parser() -> Parser:
         help="of the scheduler: queue, namespace, ...",
     )
     cluster.add_argument(
-        "--resource", metavar="NAME", help="of each machine; default: a GPU a rank if train.device is cuda"
+        "--resource",
+        metavar="NAME",
+        help="of each machine: sparta_cpu (8 cores, 32 GiB), or sparta_gpu_1, _2, _4, _8 (20 cores and 200 GiB a GPU); "
+        "default: a GPU a rank if train.device is cuda",
     )
+    cluster.add_argument(
+        "--cpu",
+        type=_positive,
+        default=0,
+        metavar="CORES",
+        help="of each machine, in place of the resource's",
+    )
+    cluster.add_argument("--gpu", type=_positive, default=0, metavar="GPUS", help="likewise")
+    cluster.add_argument("--memory-gb", type=_positive, default=0, metavar="GIB", help="likewise")
     cluster.add_argument(
         "--mount",
         action="append",
@@ -78,7 +91,9 @@ def parser() -> Parser:
         help="type=volume,src=CLAIM,dst=PATH[,readonly], or type=bind,src=HOST_PATH,dst=PATH",
     )
     cluster.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the ranks")
-    cluster.add_argument("--retries", type=int, default=0, help="starts of all machines after one failed")
+    cluster.add_argument(
+        "--retries", type=_natural, default=0, help="starts of all machines after one failed"
+    )
     return top
 
 
@@ -100,12 +115,17 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
     """Start `sparta train` in a session of its own."""
     from sparta.service.config import load_job
 
-    for option in ("image", "cfg", "resource", "mount", "env", "retries"):
+    for option in ("image", "cfg", "resource", "cpu", "gpu", "memory_gb", "mount", "env", "retries"):
         if getattr(arguments, option):
-            raise ConfigError(f"--{option}: local_cwd runs on this machine as it is; drop it, or choose -s")
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: local_cwd runs on this machine as it is; drop it, or choose -s"
+            )
     if arguments.nodes != "1":
         raise ConfigError(f"--nodes {arguments.nodes}: local_cwd has one machine; give --ranks alone")
     job = load_job(arguments.job, arguments.set)
+    ranks = arguments.ranks or job.train.ranks
+    if service == SERVICE:
+        _check(job, ["train", str(arguments.job), *words], ranks)
     run = _directory(arguments, job)
     train = [str(arguments.job), "--run-dir", str(run)]
     train += [word for override in arguments.set for word in ("--set", override)]
@@ -113,7 +133,7 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
     train += ["--resume"] if arguments.resume else []
     train += words
     if arguments.dry_run:
-        return _print_local(train, arguments.ranks or job.train.ranks, run)
+        return _print_local(train, ranks, run)
     from sparta.launcher import detached
     from sparta.launcher.records import Record, new_id
 
@@ -129,6 +149,21 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
     record = detached.start(record, watched=arguments.wait)
     print(record.handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
     return detached.wait(record) if arguments.wait else 0
+
+
+def _check(job: "Job", train: Sequence[str], ranks: int) -> None:
+    """Find now what would end the job in its first seconds, when nobody looks."""
+    from sparta.launcher.local import check_memory
+    from sparta.models.schema import load_schema
+    from sparta.models.storage import is_url
+    from sparta.service.arguments import parser
+
+    source = parser().parse_args(train).source
+    if source and not is_url(source) and not Path(source).exists():
+        raise ConfigError(f"--from {source}: no such run, checkpoint or export")
+    if not is_url(job.data.path):
+        load_schema(job.data.path)
+    check_memory(ranks)
 
 
 def _print_local(train: list[str], ranks: int, run: Path) -> int:
@@ -153,7 +188,7 @@ def _directory(arguments: argparse.Namespace, job: "Job") -> Path:
 
 def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
     from sparta.launcher import cluster
-    from sparta.launcher.app import Machines, training
+    from sparta.launcher.app import Machines, training, unmounted
 
     scheduler = arguments.scheduler
     if scheduler in CONTAINERS and not arguments.image:
@@ -163,16 +198,28 @@ def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
     if scheduler not in CONTAINERS and (arguments.image or arguments.mount):
         raise ConfigError(f"--image, --mount: {scheduler} runs no containers; drop them")
     options = cluster.configuration(scheduler, arguments.cfg)
+    least, _, most = arguments.nodes.rpartition(":")
+    if not 1 <= int(least or most) <= int(most):
+        raise ConfigError(
+            f"--nodes {arguments.nodes}: needs a machine, and no more at least than at most, as in 1:2"
+        )
     overrides = [word for override in arguments.set for word in ("--set", override)]
     machines = Machines(
         j=f"{arguments.nodes}x{arguments.ranks or ''}",
         resource=arguments.resource,
+        cpu=arguments.cpu,
+        gpu=arguments.gpu,
+        memory_mb=1024 * arguments.memory_gb,
         image=arguments.image,
         mounts=[part for mount in arguments.mount for part in mount.split(",")],
         environment=dict(_pair(text) for text in arguments.env),
         retries=arguments.retries,
     )
     app, job = training(arguments.job, [*overrides, *words], arguments.run_dir, machines)
+    if scheduler in CONTAINERS and job.kubernetes.queue:
+        options.setdefault("queue", job.kubernetes.queue)
+    if scheduler in CONTAINERS and (path := unmounted(job, app)):
+        print(f"note: data.path {path} is on no --mount, so the image must bring it", file=sys.stderr)
     if arguments.dry_run:
         print(cluster.render(app, job, scheduler, options), end="")
         return 0
@@ -197,4 +244,10 @@ def _nodes(text: str) -> str:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
     return int(text)
