@@ -59,11 +59,21 @@ class SparseColumn(Settings):
     list, unseen ones stay as id 0."""
     separator: str | None = Field(default=None, min_length=1)
     """Splits text into values, which are then stripped of white space; implies `multi`."""
+    source: str | None = None
+    """The column it is read from, if not the one of its name: several features may come from one column."""
+    calendar: Literal["hour", "weekday", "weekend"] | None = None
+    """Of a time take only the hour (0 to 23), the weekday (0 is Sunday) or whether it is weekend (1)."""
+    time_format: str | None = Field(default=None, min_length=1)
+    """How such times are written, as strptime has it: "%y%m%d%H"; as 2026-01-31 12:00:00 if not said."""
 
     @model_validator(mode="after")
-    def _one_way_to_number(self) -> "SparseColumn":
+    def _says_nothing_that_is_not_heard(self) -> "SparseColumn":
         if self.hash and (self.min_count > 1 or self.max_rows):
             raise ValueError("hash keeps no vocabulary, so min_count and max_rows say nothing; drop either")
+        if self.time_format and not self.calendar:
+            raise ValueError("time_format says how to read a time for calendar; add calendar or drop it")
+        if self.calendar and self.lists:
+            raise ValueError("calendar takes one time a sample; drop multi and separator")
         return self
 
     @property
@@ -151,6 +161,11 @@ class Spec(Settings):
                 )
             if names.count(name) > 1:
                 raise ValueError(f"column {name!r} is used twice; a column has one role")
+        for name, column in self.sparse.items():
+            if column.source and column.source in (*self.labels, self.weight, *self.dense):
+                raise ValueError(
+                    f"sparse.{name}.source: {column.source!r} is read as a number; name another column"
+                )
         if not self.dense and not self.sparse:
             raise ValueError("neither dense nor sparse names a column; a model needs some input")
         for given, what in ((self.columns or (), "columns"), (tuple(self.rename.values()), "rename")):
@@ -167,8 +182,13 @@ class Spec(Settings):
     @cached_property
     def categories(self) -> Mapping[str, SparseColumn]:
         """Categorical features in schema order: bucketised numbers first."""
-        single = self.defaults.sparse.model_copy(update={"multi": False, "separator": None})
+        one = {"multi": False, "separator": None, "source": None, "calendar": None, "time_format": None}
+        single = self.defaults.sparse.model_copy(update=one)
         return {name: single for name in self.dense if name not in self.numbers} | dict(self.sparse)
+
+    def source(self, feature: str) -> str:
+        """The column that a categorical feature is read from."""
+        return self.categories[feature].source or feature
 
     def paths(self) -> dict[str, list[Path]]:
         """The files of each split (or `all`), globs expanded in sorted order.
