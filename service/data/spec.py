@@ -8,7 +8,7 @@ built-in spec and changes only what the file names.
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
@@ -225,7 +225,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> Spec:
     for override in overrides:
         edit(raw, override)
     try:
-        return Spec.model_validate(_anchored(_shaped(raw), Path.cwd()))
+        return Spec.model_validate(_with_files(_shaped(raw), _expanded))
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, Spec)}") from error
 
@@ -321,25 +321,26 @@ def _over(default: Mapping[str, Any], own: Any) -> Any:
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every path made absolute: `${NAME}` and `~` expanded, the rest relative to `folder`."""
-    files = raw.get("files")
-    if not isinstance(files, Mapping):
-        return raw
-    anchored = {
-        key: [_absolute(path, folder) for path in paths] if isinstance(paths, list) else paths
-        for key, paths in files.items()
-    }
-    return raw | {"files": anchored}
+    """Every path taken from `folder`, but for those that begin with `${NAME}` or `~`."""
+    return _with_files(raw, lambda path: path if path.startswith(("${", "~")) else os.path.join(folder, path))
 
 
-def _absolute(path: Any, folder: Path) -> Any:
-    if not isinstance(path, str):
-        return path
+def _expanded(path: str) -> str:
+    """`${NAME}` and `~` replaced; what is relative then is so to the working directory."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
             raise ConfigError(f"files: {path} needs the environment variable {match[1]}; export it")
         return os.environ[match[1]]
 
-    expanded = os.path.expanduser(_VARIABLE.sub(value, path))
-    return os.path.join(Path.cwd() if path.startswith("${") else folder, expanded)
+    return os.path.join(Path.cwd(), os.path.expanduser(_VARIABLE.sub(value, path)))
+
+
+def _with_files(raw: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    def changed(paths: Any) -> Any:
+        return [change(p) if isinstance(p, str) else p for p in paths] if isinstance(paths, list) else paths
+
+    files = raw.get("files")
+    if not isinstance(files, Mapping):
+        return raw
+    return raw | {"files": {key: changed(paths) for key, paths in files.items()}}
