@@ -10,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python -m
 PACKAGES = launcher models optim service sharding
 
-.PHONY: install check test mutate faults demo bench clean
+.PHONY: install check test mutate faults demo bench bench-verify clean
 
 install: $(VENV)/.installed
 
@@ -59,6 +59,11 @@ bench: install
 	$(VENV)/bin/python benchmarks/helen_step.py
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/telemetry.py
+	$(VENV)/bin/python benchmarks/loops.py
+
+# Three of the committed ratios, drawn by the commit, measured again.
+bench-verify: install
+	$(VENV)/bin/python benchmarks/verify.py
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

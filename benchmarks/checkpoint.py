@@ -10,14 +10,12 @@ whatever else the machine does hits both alike; prints one JSON object.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 import helen_step
+from measured import circumstances, ratio
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.service.checkpoint import manifest as disk
@@ -76,7 +75,7 @@ def stalls(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, 
         "first_stall_seconds": round(taken["beside"][0], 4),
         "stall_seconds": round(statistics.median(taken["beside"][1:]), 4),
         "synchronous_seconds": round(statistics.median(taken["at_once"][1:]), 4),
-        "stall_to_synchronous": ratio(taken["beside"][1:], taken["at_once"][1:]),
+        "ratio": ratio(taken["beside"][1:], taken["at_once"][1:]),
     }
 
 
@@ -104,7 +103,7 @@ def overhead(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
             saved.checkpoints.wait()
     return {
         "plain_examples_per_second": round(STEPS * options.batch / statistics.median(taken["plain"])),
-        "time_with_saves": ratio(taken["saving"], taken["plain"]),
+        "ratio": ratio(taken["saving"], taken["plain"]),
         "save_seconds": round(saved.checkpoints.log.seconds or 0.0, 2),
     }
 
@@ -136,13 +135,8 @@ def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
         "bytes": manifest.bytes,
         "resume_seconds": round(statistics.median(taken["resume"][1:]), 2),
         "read_seconds": round(statistics.median(taken["read"][1:]), 2),
-        "resume_to_read": ratio(taken["resume"][1:], taken["read"][1:]),
+        "ratio": ratio(taken["resume"][1:], taken["read"][1:]),
     }
-
-
-def ratio(of: list[float], to: list[float]) -> float:
-    """Median of the ratios of neighbouring rounds."""
-    return round(statistics.median(a / b for a, b in zip(of, to, strict=True)), 3)
 
 
 def main() -> None:
@@ -161,15 +155,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        parts = {
+            "stall of a save to a synchronous one": stalls(options.rounds, folder, options),
+            "time with a save every 200 steps": overhead(options.rounds, folder, options),
+            "resuming to reading with checksums": resuming(options.rounds, folder, options),
+        }
         report = {
-            "stall": stalls(options.rounds, folder, options),
-            "every_200_steps": overhead(options.rounds, folder, options),
-            "resume": resuming(options.rounds, folder, options),
+            "ratios": {name: part.pop("ratio") for name, part in parts.items()},
+            "figures": parts,
             "table_rows": options.rows,
             "threads": options.threads,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu")},
-            "date": time.strftime("%Y-%m-%d"),
+            **circumstances(),
         }
         print(json.dumps(report, indent=2))
         dist.destroy_process_group()

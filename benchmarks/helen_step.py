@@ -11,17 +11,20 @@ JSON object: median milliseconds, ratios within the run, growth with the rows of
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torchrec import KeyedJaggedTensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.models.batch import Batch, Slots
@@ -129,12 +132,7 @@ def measure(steps: dict[str, Step], given: list[Batch], rounds: int) -> dict[str
     return taken
 
 
-def ratio(taken: dict[str, list[float]], of: str, to: str) -> float:
-    """Median of the ratios of neighbouring cycles."""
-    return round(statistics.median(a / b for a, b in zip(taken[of], taken[to], strict=True)), 3)
-
-
-def growth(rounds: int, options: argparse.Namespace) -> dict[str, float]:
+def growth(rounds: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """How the default Helen's step grows from 100k to 10M rows, and adam's."""
     found = {}
     for name in ("adam", "helen"):
@@ -142,7 +140,8 @@ def growth(rounds: int, options: argparse.Namespace) -> dict[str, float]:
         steps = {str(rows): trainer(SETTINGS[name], rows, options) for rows in (small, large)}
         # The same ids in both, so that only the size of the tables differs.
         given = batches(small, 8, options)
-        found[name] = ratio(measure(steps, given, rounds), str(large), str(small))
+        taken = measure(steps, given, rounds)
+        found[f"{name}, 10M table rows to 100k"] = ratio(taken[str(large)], taken[str(small)])
     return found
 
 
@@ -157,7 +156,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     gpu = options.device == "cuda"
-    fbgemm = "fbgemm-gpu" if gpu else "fbgemm-gpu-cpu"
     silence()
     torch.set_num_threads(options.threads)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -169,24 +167,27 @@ def main() -> None:
         steps = {name: trainer(setting, options.rows, options) for name, setting in settings.items()}
         taken = measure(steps, batches(options.rows, 16, options), options.rounds)
         del steps
+        to_adam = {name: ratio(ms, taken["adam"]) for name, ms in taken.items() if name != "adam"}
+        theirs = taken["fbgemm rowwise_adagrad"]
+        ratios = {
+            **{f"{name} to adam": one for name, one in to_adam.items()},
+            "rows rowwise_adagrad to fbgemm's": ratio(taken["rows rowwise_adagrad"], theirs),
+            **growth(max(3, options.rounds // 2), options),
+        }
+        if gpu:
+            ratios |= {
+                f"{name} to fbgemm adam": ratio(ms, taken["fbgemm adam"]) for name, ms in taken.items()
+            }
         report = {
+            "ratios": ratios,
+            "to_adam": {"adam": 1.0, **{name: one["median"] for name, one in to_adam.items()}},
             "milliseconds": {name: round(statistics.median(ms), 1) for name, ms in taken.items()},
-            "to_adam": {name: ratio(taken, name, "adam") for name in settings},
-            "rows_to_fbgemm": ratio(taken, "rows rowwise_adagrad", "fbgemm rowwise_adagrad"),
-            **(
-                {"to_fbgemm_adam": {name: ratio(taken, name, "fbgemm adam") for name in settings}}
-                if gpu
-                else {}
-            ),
-            "rows_10M_to_100k": growth(max(3, options.rounds // 2), options),
             "examples_per_second": {
                 name: round(options.batch * 1e3 / statistics.median(ms)) for name, ms in taken.items()
             },
             "table_rows": options.rows,
             **{name: getattr(options, name) for name in ("model", "dim", "batch", "threads", "device")},
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("torch", "torchrec", fbgemm, "numba")},
-            "date": time.strftime("%Y-%m-%d"),
+            **circumstances(),
         }
         print(json.dumps(report, indent=2))
         dist.destroy_process_group()

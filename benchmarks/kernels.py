@@ -23,16 +23,19 @@ at every call: malloc gives the same memory back, and no call met a page fault.
 import argparse
 import json
 import os
-import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
 
 from sparta.optim.rows.cpu import CPU
 from sparta.optim.rows.group import BASES, Bags, Group, Rates, Shape, Slots, Sum, Touched
@@ -150,28 +153,28 @@ def main() -> None:
         warnings.simplefilter("ignore")  # what the CPU build of FBGEMM says when it is imported
         taken = measure(options)
 
-    def ratio(to: str, *parts: str) -> float:
-        columns = [taken[name] for name in (*parts, to)]
-        return round(statistics.median(sum(ours) / other for *ours, other in zip(*columns, strict=True)), 3)
+    def share(to: str, *parts: str) -> dict[str, Any]:
+        return ratio([sum(each) for each in zip(*(taken[name] for name in parts), strict=True)], taken[to])
 
     report = {
-        "milliseconds": {name: round(statistics.median(ms), 2) for name, ms in taken.items()},
-        "both_passes_to_fbgemm": {
-            base: ratio("fbgemm: backward", f"{base}: pass 1", f"{base}: pass 2")
-            for base in ("adam", "rowwise_adagrad")
+        "ratios": {
+            **{
+                f"both passes to FBGEMM's backward, {base}": share(
+                    "fbgemm: backward", f"{base}: pass 1", f"{base}: pass 2"
+                )
+                for base in ("adam", "rowwise_adagrad")
+            },
+            "a plain step to FBGEMM's backward": share(
+                "fbgemm: backward", "rowwise_adagrad: touch", "rowwise_adagrad: pass 2"
+            ),
+            "touch and pass 1 to unique and index_add": share(
+                "torch: unique and index_add", "adam: touch", "adam: pass 1"
+            ),
         },
-        "plain_step_to_fbgemm": ratio(
-            "fbgemm: backward", "rowwise_adagrad: touch", "rowwise_adagrad: pass 2"
-        ),
-        "touch_and_pass_1_to_unique_and_index_add": ratio(
-            "torch: unique and index_add", "adam: touch", "adam: pass 1"
-        ),
+        "milliseconds": {name: round(statistics.median(ms), 2) for name, ms in taken.items()},
         **{name: getattr(options, name) for name in ("tables", "rows", "dim", "batch", "threads")},
         "ids": options.tables * options.batch,
-        "load_average": os.getloadavg()[0],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "fbgemm-gpu-cpu", "numba")},
-        "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }
     print(json.dumps(report, indent=1))
 

@@ -15,7 +15,6 @@ each and the ratios of the pairs, median and quartiles.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.models.schema import Feature, Schema
@@ -281,14 +282,13 @@ def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tup
 
 def answer(question: Question, data: Path, pairs: int, steps: int) -> dict[str, Any]:
     """Medians of interleaved pairs, and the spread of their ratios."""
-    rates = [pair(question, data, steps, ours_first=turn % 2 == 0) for turn in range(pairs)]
-    ratios = [mine / theirs for mine, theirs in rates]
-    low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
+    mine, theirs = zip(
+        *(pair(question, data, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
+    )
     return {
-        "ours": round(statistics.median(mine for mine, _ in rates)),
-        "theirs": round(statistics.median(theirs for _, theirs in rates)),
-        "ratio": round(middle, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
+        "ours": round(statistics.median(mine)),
+        "theirs": round(statistics.median(theirs)),
+        "ratio": ratio(mine, theirs),
     }
 
 
@@ -316,13 +316,10 @@ def main() -> None:
                 found[question.title] = answer(question, data, options.pairs, options.steps)
                 print(question.title, found[question.title], file=sys.stderr, flush=True)
     report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "pairs": options.pairs,
         "steps": options.steps,
         "examples_per_second": found,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numba")},
+        "ratios": {title: one.pop("ratio") for title, one in found.items()},
+        **circumstances(),
     }
     print(json.dumps(report, indent=1))
 

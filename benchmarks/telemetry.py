@@ -10,11 +10,9 @@ so that whatever else the machine does hits both alike; prints one JSON object.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from urllib.request import urlopen
@@ -24,6 +22,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 import helen_step
+from measured import circumstances, ratio
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.service.telemetry.endpoint import Endpoint
@@ -101,34 +100,20 @@ def main() -> None:
             began = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - began)
-    ratios = [b / a for a, b in zip(taken["plain"], taken["watched"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
     began = time.perf_counter()
     telemetry.refresh()
     refreshed = time.perf_counter() - began
     scraper.kill()
     endpoint.close()
-    print(
-        json.dumps(
-            {
-                "date": time.strftime("%Y-%m-%d"),
-                "rounds": options.rounds,
-                "steps": options.steps,
-                "scrape_seconds": options.scrape_seconds,
-                "step_milliseconds": round(1e3 * statistics.median(taken["plain"]) / options.steps, 2),
-                "time_when_watched": round(middle, 4),
-                "quartiles": [round(low, 4), round(high, 4)],
-                "refresh_milliseconds": round(1e3 * refreshed, 1),
-                "cores": len(os.sched_getaffinity(0)),
-                "machine": platform.machine(),
-                "versions": {
-                    name: version(name)
-                    for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "prometheus-client")
-                },
-            },
-            indent=1,
-        )
-    )
+    report = {
+        "ratios": {"time when watched": ratio(taken["watched"], taken["plain"])},
+        "steps": options.steps,
+        "scrape_seconds": options.scrape_seconds,
+        "step_milliseconds": round(1e3 * statistics.median(taken["plain"]) / options.steps, 2),
+        "refresh_milliseconds": round(1e3 * refreshed, 1),
+        **circumstances(),
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
