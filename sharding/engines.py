@@ -22,6 +22,7 @@ from torch import nn
 from sparta.models.embedding import Table, padded
 from sparta.models.errors import ConfigError
 from sparta.optim.bases import is_number
+from sparta.optim.rows.group import BASES, MOMENTS
 
 FLOAT_BYTES = 4
 COUNT_BYTES = 8
@@ -37,14 +38,14 @@ class TableOptimizer:
     """How the rows of one table learn."""
 
     name: str
-    """sgd, adagrad, rowwise_adagrad, adam, or an ascend rule: helen, sam, asam."""
+    """sgd, adagrad, rowwise_adagrad, adam, nadam, radam, or an ascend rule: helen, sam, asam."""
     lr: float
     eps: float = 1e-8
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of its two moments."""
+    """Decay rates of the two moments of adam, nadam, radam."""
     engine: str = "rows"
     base: str = "adam"
-    """What steps the rows when `name` is an ascend rule: adam, rowwise_adagrad or sgd."""
+    """What steps the rows when `name` is an ascend rule: adam, nadam, radam, rowwise_adagrad or sgd."""
     rho: float = 0.01
     """Radius of the ascent."""
     xi: float = 0.5
@@ -168,8 +169,6 @@ class Rows:
     empty_shards = True
     splits_rowwise_state = True
 
-    _BASES = ("sgd", "adam", "rowwise_adagrad")
-
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
         for key, known in (("norm", ("row", "table")), ("frequency", ("cumulative", "batch", "dataset"))):
             if getattr(optimizer, key) not in known:
@@ -183,17 +182,18 @@ class Rows:
             raise ConfigError(f"table {table}: betas {optimizer.betas}; each is from 0 up and below 1")
         if optimizer.eps == 0 and optimizer.steps_by != "sgd":
             raise ConfigError(f"table {table}: eps 0; a row whose gradient is 0 would be divided by it")
-        if optimizer.steps_by not in self._BASES:
+        if optimizer.steps_by not in BASES:
             raise ConfigError(
                 f"table {table}: engine rows has no optimizer {optimizer.steps_by!r}; "
-                f"it has {', '.join((*self._BASES, *TWO_PASS))}"
+                f"it has {', '.join((*BASES, *TWO_PASS))}"
             )
 
     def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int, device: str) -> int:
-        entries = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * columns}
+        moments = 2 * columns if optimizer.steps_by in MOMENTS else 0
+        entries = 1 if optimizer.steps_by == "rowwise_adagrad" else moments
         counts = COUNT_BYTES if optimizer.name == "helen" else 0
         stamp = STAMP_BYTES if device == "cpu" else 0
-        return rows * (entries[optimizer.steps_by] * FLOAT_BYTES + stamp + counts)
+        return rows * (entries * FLOAT_BYTES + stamp + counts)
 
     def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int, device: str) -> int:
         # At worst every id is another row. Of each: number, table, occurrences and squared norm; its gradient;

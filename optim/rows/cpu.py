@@ -21,6 +21,7 @@ from torch import Tensor
 from sparta.optim.rows import loops
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
 from sparta.optim.rows.loops import Bagged, Doubles, Floats, Index, Places
+from sparta.optim.rows.rates import packed
 
 _FEW = 2048  # ids or rows for which waking a thread costs more than it saves
 
@@ -100,9 +101,7 @@ class Cpu:
         step: int,
     ) -> None:
         at = _places(group, touched)
-        each = torch.cat(
-            [rates.lr[:, None], rates.eps[:, None], rates.betas, 1 - rates.betas**step], dim=1
-        ).numpy()
+        each = packed(rates, step).numpy()
         buffers = _floats(group.weights), _floats(gradient), _doubles(means), _floats(saved)
         state = _floats(slots.first), _floats(slots.second), _floats(slots.sums)
         bases, restores = rates.base.numpy(), saved is not None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparta.optim.rows import gpu_loops
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
+from sparta.optim.rows.rates import packed
 from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, mix64, signed
 
 LONGEST = 32
@@ -160,8 +161,7 @@ class Gpu:
         *,
         step: int,
     ) -> None:
-        corrections = 1 - rates.betas**step
-        packed_rates = torch.cat([rates.lr[:, None], rates.eps[:, None], rates.betas, corrections], dim=1)
+        device = group.weights.device
         _over_rows(
             gpu_loops.step,
             group,
@@ -169,14 +169,14 @@ class Gpu:
             gradient,
             means,
             saved,
-            rates.base,
-            packed_rates,
+            rates.base.to(device, non_blocking=True),
+            packed(rates, step).to(device, non_blocking=True),
             slots.first,
             slots.second,
             slots.sums,
             *_rounding(group, step, STEP),
             RESTORES=saved is not None,
-            ADAM=slots.first is not None,
+            MOMENTS=slots.first is not None,
             ROWWISE=slots.sums is not None and means is not None,
             DROPPED=DROPPED.get(group.weights.dtype, 0),
         )

@@ -12,9 +12,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from sparta.optim.rows.group import BASES
+from sparta.optim.rows.group import BASES, MOMENTS
 
-_ADAM = tl.constexpr(BASES.index("adam"))
+_MOMENTS = tl.constexpr(BASES.index(MOMENTS[0]))
 _ROWWISE = tl.constexpr(BASES.index("rowwise_adagrad"))
 _FIRST_ROW, _FIRST_ELEMENT, _DIM, _STORED, _BOUND, _PACKED = (tl.constexpr(i) for i in range(6))
 _AT = tl.constexpr(6)
@@ -264,7 +264,7 @@ def step(
     means: tl.tensor,
     saved: tl.tensor,
     bases: tl.tensor,  # (T,)
-    rates: tl.tensor,  # (T, 6) float64: lr, eps, both betas, both bias corrections
+    rates: tl.tensor,  # (T, 8) float64, see rates.py
     firsts: tl.tensor,
     seconds: tl.tensor,
     sums: tl.tensor,
@@ -273,7 +273,7 @@ def step(
     R: tl.constexpr,
     D: tl.constexpr,
     RESTORES: tl.constexpr,
-    ADAM: tl.constexpr,  # whether a table has it; likewise ROWWISE
+    MOMENTS: tl.constexpr,  # whether a table has it; likewise ROWWISE
     ROWWISE: tl.constexpr,
     DROPPED: tl.constexpr,
 ) -> None:
@@ -289,8 +289,8 @@ def step(
     else:
         before = tl.load(weights + where, mask=real, other=0).to(tl.float32)
     base = tl.load(bases + table)
-    lr = tl.load(rates + table * 6)
-    eps = tl.load(rates + table * 6 + 1)
+    mine = rates + table * 8
+    lr, eps = tl.load(mine), tl.load(mine + 1)
     rate = lr
     if ROWWISE:
         rowwise = known & (base == _ROWWISE)
@@ -300,19 +300,18 @@ def step(
         tl.store(sums + row, grown, mask=rowwise)
         rate = tl.where(rowwise, lr / (tl.sqrt(grown.to(tl.float64)) + eps), rate)
     change = (rate[:, None] * g.to(tl.float64)).to(tl.float32)
-    if ADAM:
-        adam = real & (base == _ADAM)[:, None]
-        beta1, beta2 = tl.load(rates + table * 6 + 2), tl.load(rates + table * 6 + 3)
+    if MOMENTS:
+        adam = real & (base >= _MOMENTS)[:, None]
+        beta1, beta2 = tl.load(mine + 2), tl.load(mine + 3)
         first = tl.load(firsts + where, mask=adam, other=0) * beta1.to(tl.float32)[:, None]
         first += (1 - beta1).to(tl.float32)[:, None] * g
         second = tl.load(seconds + where, mask=adam, other=0) * beta2.to(tl.float32)[:, None]
         second += (1 - beta2).to(tl.float32)[:, None] * g * g
         tl.store(firsts + where, first, mask=adam)
         tl.store(seconds + where, second, mask=adam)
-        corrected = (lr / tl.load(rates + table * 6 + 4)).to(tl.float32)[:, None]
-        root = (1 / tl.sqrt(tl.load(rates + table * 6 + 5))).to(tl.float32)[:, None]
-        size = tl.sqrt(second) * root + eps.to(tl.float32)[:, None]
-        change = tl.where(adam, corrected * first / size, change)
+        ahead = tl.load(mine + 4).to(tl.float32)[:, None] * first + tl.load(mine + 5).to(tl.float32)[:, None] * g
+        size = tl.sqrt(second) * tl.load(mine + 6).to(tl.float32)[:, None]
+        change = tl.where(adam, ahead / (size + tl.load(mine + 7).to(tl.float32)[:, None]), change)
     after = _narrowed(before - change, states, origins, table, local, d, DROPPED, weights.dtype.element_ty)
     tl.store(weights + where, after, mask=real)
 

@@ -20,7 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-BASES = ("sgd", "adam", "rowwise_adagrad")
+BASES = ("sgd", "rowwise_adagrad", "adam", "nadam", "radam")
+MOMENTS = BASES[2:]
+"""Those that keep Adam's two; the kernels know them by standing last."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,16 @@ class Slots:
     """State of a group's base optimizers; tables share the buffers, of which each uses what its base needs."""
 
     first: Tensor | None = None
-    """Adam's first moment: flat float32, laid out as the weights."""
+    """First moment of Adam, NAdam and RAdam: flat float32, laid out as the weights."""
     second: Tensor | None = None
-    """Adam's second moment, likewise."""
+    """Their second moment, likewise."""
     sums: Tensor | None = None
     """Row-wise Adagrad's accumulators: (rows,) float32 by linear row."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How the tables of a group step; tensors of length T on the weights' device."""
+    """How the tables of a group step; tensors of length T on the host, where a step's few scalars are made."""
 
     base: Tensor
     """int64: index in BASES."""
@@ -236,7 +238,8 @@ class Kernels(Protocol):
         """Apply the base optimizer to each touched row, starting from `saved` where there is one.
 
         sgd: `w -= lr g`. rowwise_adagrad: `s += mean; w -= lr g / (sqrt(s) + eps)`. adam: moments and weights of
-        touched rows only, also where g is 0; `w -= lr m_hat / (sqrt(v_hat) + eps)`, bias corrected by `step`.
+        touched rows only, also where g is 0; `w -= lr m_hat / (sqrt(v_hat) + eps)`, bias corrected by `step`; nadam
+        and radam likewise, by the formulas of bases.py.
 
         Args:
             means: (u,) float64: mean over all logical columns of the whole row of g^2; None if no table is

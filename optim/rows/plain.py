@@ -3,7 +3,7 @@
 What the others must agree with, beyond group.py: gradients are summed in the order of the ids, in float32
 (float64 for float64 weights), each bag's gradient first multiplied by its factor 1 / max(length, 1) and
 the per-sample weight; `perturb`, sgd and rowwise_adagrad multiply in float64, round the product to float32 and add it
-in float32; adam computes in float32; gradients of per-sample weights are summed in float64. Weights below float32
+in float32; adam, nadam and radam compute in float32; gradients of per-sample weights are summed in float64. Weights below float32
 are stepped in float32 and rounded as rounding.py says.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparta.optim.bases import nadam_mu, nadam_product, rectification
 from sparta.optim.rows.group import BASES, Bags, Group, Rates, Shape, Slots, Sum, Touched
 from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, random_bits, rounded
 
@@ -135,7 +136,7 @@ class Plain:
                     slots.sums[rows] = sums
                     rate = lr / (sums.double().sqrt() + eps)
                     change = (rate[:, None] * g.double()).to(g.dtype)
-                case _:
+                case base:
                     assert slots.first is not None
                     assert slots.second is not None
                     b1, b2 = rates.betas[part.table].tolist()
@@ -143,8 +144,19 @@ class Plain:
                     second = b2 * _read(group, part, slots.second) + (1 - b2) * g * g
                     _write(group, part, first, slots.first)
                     _write(group, part, second, slots.second)
-                    size = second.sqrt() * (1 / math.sqrt(1 - b2**step)) + eps
-                    change = (lr / (1 - b1**step)) * first / size
+                    root, rate = 1 / math.sqrt(1 - b2**step), lr / (1 - b1**step)
+                    size = second.sqrt() * root + eps
+                    match base:
+                        case "adam":
+                            change = rate * first / size
+                        case "nadam":
+                            rate = lr * nadam_mu(b1, step + 1) / (1 - nadam_product(b1, step + 1))
+                            of_g = lr * (1 - nadam_mu(b1, step)) / (1 - nadam_product(b1, step))
+                            change = (rate * first + of_g * g) / size
+                        case _ if r := rectification(b2, step):
+                            change = (rate * r) * first / (second.sqrt() * root + eps * root)
+                        case _:
+                            change = rate * first
             after = before.to(_wide(group)) - change
             _write(group, part, _narrowed(group, part, after, step, STEP))
 

@@ -19,7 +19,7 @@ from sparta.models.embedding import table_name
 from sparta.models.hashing import key
 from sparta.optim.rows import kernels_for
 from sparta.optim.rows.frequency import count, scale
-from sparta.optim.rows.group import BASES, Group, Kernels, Rates, Shape, Slots, Sum, Touched
+from sparta.optim.rows.group import BASES, MOMENTS, Group, Kernels, Rates, Shape, Slots, Sum, Touched
 from sparta.sharding.engines import TableOptimizer
 
 
@@ -69,10 +69,10 @@ class Learner:
         counted = any(optimizer.rule == "helen" for optimizer in optimizers)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=device) if counted else None
         bases = {optimizer.steps_by for optimizer in optimizers}
-        adam = "adam" in bases
+        moments = not bases.isdisjoint(MOMENTS)
         self.slots = Slots(
-            first=torch.zeros(group.elements, device=device) if adam else None,
-            second=torch.zeros(group.elements, device=device) if adam else None,
+            first=torch.zeros(group.elements, device=device) if moments else None,
+            second=torch.zeros(group.elements, device=device) if moments else None,
             sums=torch.zeros(rows, device=device) if "rowwise_adagrad" in bases else None,
         )
         self._rowwise = "rowwise_adagrad" in bases
@@ -80,12 +80,12 @@ class Learner:
         def vector(values: list[Any], dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        self._lr = vector([optimizer.lr for optimizer in optimizers])
+        self._lr = torch.tensor([optimizer.lr for optimizer in optimizers], dtype=torch.float64)
         self.rates = Rates(
-            base=vector([BASES.index(optimizer.steps_by) for optimizer in optimizers], torch.int64),
+            base=torch.tensor([BASES.index(optimizer.steps_by) for optimizer in optimizers]),
             lr=self._lr.clone(),
-            eps=vector([optimizer.eps for optimizer in optimizers]),
-            betas=vector([optimizer.betas for optimizer in optimizers]),
+            eps=torch.tensor([optimizer.eps for optimizer in optimizers], dtype=torch.float64),
+            betas=torch.tensor([optimizer.betas for optimizer in optimizers], dtype=torch.float64),
         )
         self._dims = vector([one.dim for one in learning])
         # Without a rule the radius is 0, and a row of radius 0 keeps its bits; SAM and ASAM know no frequency.

@@ -184,8 +184,18 @@ def slow_step(
         case "rowwise_adagrad":
             return w - lr * g / (math.sqrt(s) + eps), m, v
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-    update = (m / (1 - b1**step)) / (math.sqrt(v / (1 - b2**step)) + eps)
-    return w - lr * update, m, v
+    corrected, root = m / (1 - b1**step), math.sqrt(v / (1 - b2**step))
+    if base == "nadam":
+        mu = [b1 * (1 - 0.5 * 0.96 ** (0.004 * t)) for t in range(1, step + 2)]
+        corrected = mu[-1] * m / (1 - math.prod(mu)) + (1 - mu[-2]) * g / (1 - math.prod(mu[:-1]))
+    if base == "radam":
+        longest = 2 / (1 - b2) - 1
+        length = longest - 2 * step * b2**step / (1 - b2**step)
+        if length <= 5:
+            return w - lr * corrected, m, v
+        r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        return w - lr * corrected * math.sqrt(r * (1 - b2**step)) / (math.sqrt(v) + eps), m, v
+    return w - lr * corrected / (root + eps), m, v
 
 
 @settings(deadline=None)
