@@ -77,7 +77,7 @@ def _by_moments(table: Table, k: Tensor, g: Tensor, t: int) -> None:
 
 def nadam_mu(beta1: float, t: int) -> float:
     """NAdam's momentum of a step."""
-    return beta1 * (1 - 0.5 * 0.96 ** (t * MOMENTUM_DECAY))
+    return beta1 * (1 - 0.5 * math.pow(0.96, t * MOMENTUM_DECAY))
 
 
 def nadam_product(beta1: float, t: int) -> float:

@@ -82,6 +82,8 @@ class TableSettings(Settings):
     xi: NonNegativeFloat | None = None
     norm: Literal["row", "table"] | None = None
     frequency: Literal["cumulative", "batch", "dataset"] | None = None
+    weight_decay: NonNegativeFloat | None = None
+    l2: NonNegativeFloat | None = None
 
 
 class TableOptimizerSettings(Settings):
@@ -90,6 +92,10 @@ class TableOptimizerSettings(Settings):
     lr: PositiveFloat = 2e-2
     """1e-3 if not said where adam, nadam or radam steps the rows."""
     eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled, as AdamW's: every row loses lr times this in every step, absent rows too (when they come back)."""
+    l2: NonNegativeFloat = 0.0
+    """Coupled, on the rows a batch touches only: their gradient gets l2 times the row. Not a whole-table penalty."""
     base: Literal["adam", "nadam", "radam", "rowwise_adagrad", "sgd"] = "adam"
     """What steps the rows under helen, sam and asam."""
     rho: NonNegativeFloat = 0.01
@@ -128,6 +134,9 @@ class TableOptimizerSettings(Settings):
             raise ValueError("engine rows has no adagrad; use rowwise_adagrad, or engine: fbgemm")
         if self.engine == "fbgemm" and self.name in ("nadam", "radam", *TWO_PASS):
             raise ValueError(f"engine fbgemm has no {self.name}; use engine: rows")
+        for key in ("weight_decay", "l2"):
+            if self.engine == "fbgemm" and getattr(self, key):
+                raise ValueError(f"engine fbgemm has no {key}; use engine: rows")
         if abs(1 / self.ascend_fraction - round(1 / self.ascend_fraction)) > 1e-6:
             raise ValueError(
                 f"ascend_fraction {self.ascend_fraction} is not 1 over a whole number, such as 0.25"

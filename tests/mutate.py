@@ -201,7 +201,7 @@ BUGS = [
     ),
     Bug(
         "partial sums of two frequent rows in one place",
-        "optim/rows/gpu_loops.py",
+        "optim/rows/gpu_sums.py",
         "(2 * window + leads.to(tl.int64)) * D",
         "(2 * window) * D",
         "tests/optim/rows/test_gpu.py::test_in_the_interpreter",

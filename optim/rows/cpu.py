@@ -54,7 +54,19 @@ class Cpu:
             slots,
         )
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        at, buffers = _places(group, touched), (_floats(group.weights), _doubles(decayed), _doubles(decay))
+        _each(at.bounds, lambda ts: loops.catch_up(ts, at, *buffers))
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
         bagged, at = _bagged(group, bags), _places(group, touched)
         gradient, squares = np.empty(int(at.packed[-1]), np.float32), np.empty(len(at.rows))
         buffers = (
@@ -64,6 +76,7 @@ class Cpu:
             group.mean,
             _pooled(pooled, bagged),
             _doubles(eta),
+            _doubles(l2),
         )
         _each(bagged.begins, lambda ts: loops.reduce(ts, bagged, at, *buffers, gradient, squares))
         return Sum(torch.from_numpy(gradient), torch.from_numpy(squares))

@@ -1,4 +1,5 @@
-"""The row kernels in Triton, for float32, float16 and bfloat16 weights; gpu_loops.py holds the kernels.
+"""The row kernels in Triton, for float32, float16 and bfloat16 weights; gpu_loops.py and gpu_sums.py hold
+the kernels.
 
 Nothing waits for the GPU: how many rows a batch touches is known there alone, so vectors over u and packed
 buffers are as long as they could be, and programs beyond the end leave at once. Ids are sorted once a step,
@@ -17,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sparta.optim.rows import gpu_loops
+from sparta.optim.rows import gpu_loops, gpu_sums
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
 from sparta.optim.rows.rates import packed
 from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, mix64, signed
@@ -79,7 +80,18 @@ class Gpu:
         found = _Found(slots, columns[order], order, starts, begins, pieces)
         return Touched(rows, tables, counts, bounds, packed, found)
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        _over_rows(gpu_loops.catch_up, group, touched, decayed, decay)
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
         found: _Found = touched.private
         count, width = len(bags.ids), _width(group)
         gradient = torch.empty(count * max(_dims(group)), device=pooled.device)
@@ -93,9 +105,9 @@ class Gpu:
         at = _at(group, touched)
         rows = max(1, TILE // width)
         common = at, touched.rows, touched.tables, touched.counts, found.starts
-        ends = group.weights, eta, gradient, squares, partial, hot
+        ends = group.weights, eta, l2, gradient, squares, partial, hot
         _launch(
-            gpu_loops.reduce_pieces,
+            gpu_sums.reduce_pieces,
             -(-count // rows),
             *common,
             found.pieces,
@@ -110,9 +122,10 @@ class Gpu:
             LONGEST=LONGEST,
             FACTORS=factors is not None,
             ASAM=eta is not None,
+            L2=l2 is not None,
         )
         _launch(
-            gpu_loops.reduce_hot,
+            gpu_sums.reduce_hot,
             windows,
             *common,
             *ends,
@@ -120,6 +133,7 @@ class Gpu:
             D=width,
             LONGEST=LONGEST,
             ASAM=eta is not None,
+            L2=l2 is not None,
         )
         return Sum(gradient, squares)
 

@@ -128,7 +128,8 @@ def reduce(
     id_weights: Floats,  # (n,), or empty
     mean: bool,
     pooled: Floats,  # (B * C,)
-    eta: Doubles,  # (T,), or empty
+    eta: Doubles,  # (T,), or empty; l2 likewise
+    l2: Doubles,
     gradient: Floats,
     squares: Doubles,
 ) -> None:
@@ -153,9 +154,13 @@ def reduce(
                         for d in range(dim):
                             gradient[target + d] += factor * pooled[source + d]
         adaptive = eta.size and eta[t] >= 0
+        penalty = l2[t] if l2.size else 0.0
         for u in range(at.bounds[t], at.bounds[t + _ONE]):
             source = begin + (u - at.bounds[t]) * dim
             place = _place(at, t, u)
+            if penalty:
+                for d in range(dim):
+                    gradient[source + d] += np.float32(penalty * np.float64(weights[place + d]))
             square = 0.0
             for d in range(dim):
                 g = np.float64(gradient[source + d])
@@ -163,6 +168,22 @@ def reduce(
                     g = g * (np.abs(np.float64(weights[place + d])) + eta[t])
                 square += g * g
             squares[u] = square
+
+
+@compiled
+def catch_up(tables: Index, at: Places, weights: Floats, decayed: Doubles, decay: Doubles) -> None:
+    for t in tables:
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            if u + _AHEAD < at.bounds[t + _ONE]:
+                prefetch(decayed, at.rows[u + _AHEAD])
+                prefetch(weights, _place(at, t, u + _AHEAD))
+            owed = decay[t] - decayed[at.rows[u]]
+            if owed == 0:
+                continue
+            decayed[at.rows[u]] = decay[t]
+            place, left = _place(at, t, u), np.exp(-owed)
+            for d in range(at.dims[t]):
+                weights[place + d] = np.float32(np.float64(weights[place + d]) * left)
 
 
 @compiled

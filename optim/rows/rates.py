@@ -22,7 +22,9 @@ def packed(rates: Rates, step: int) -> Tensor:
     Args:
         step: number of this step, from 1.
     """
-    tables = zip(rates.base.tolist(), rates.lr.tolist(), rates.eps.tolist(), rates.betas.tolist(), strict=True)
+    tables = zip(
+        rates.base.tolist(), rates.lr.tolist(), rates.eps.tolist(), rates.betas.tolist(), strict=True
+    )
     rows = []
     for base, lr, eps, (beta1, beta2) in tables:
         a, b, c, d = _scalars(BASES[base], eps, beta1, beta2, step)

@@ -21,6 +21,7 @@ from sparta.optim.rows import kernels_for
 from sparta.optim.rows.frequency import count, scale
 from sparta.optim.rows.group import BASES, MOMENTS, Group, Kernels, Rates, Shape, Slots, Sum, Touched
 from sparta.sharding.engines import TableOptimizer
+from sparta.sharding.rows.decay import Decay
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class Learner:
             eps=torch.tensor([optimizer.eps for optimizer in optimizers], dtype=torch.float64),
             betas=torch.tensor([optimizer.betas for optimizer in optimizers], dtype=torch.float64),
         )
+        decays = [optimizer.weight_decay for optimizer in optimizers]
+        self.decay = Decay(decays, group, kernels) if any(decays) else None
+        l2s = [optimizer.l2 for optimizer in optimizers]
+        self.l2 = vector(l2s) if any(l2s) else None
         self._dims = vector([one.dim for one in learning])
         # Without a rule the radius is 0, and a row of radius 0 keeps its bits; SAM and ASAM know no frequency.
         self._rho = vector([optimizer.rho if optimizer.rule else 0.0 for optimizer in optimizers])
@@ -220,13 +225,28 @@ class Learner:
         self.kernels.restore(self.group, touched, saved)
 
     def step(self, one: Pass, saved: Tensor | None, *, step: int) -> None:
+        if self.decay:  # first, as AdamW's, and from the restored rows
+            if saved is not None:
+                self.restore(one.touched, saved)
+                saved = None
+            self.decay.catch_up(one.touched)
         means = one.sum.squares / self._dims[one.touched.tables] if self._rowwise else None
         self.kernels.step(
             self.group, one.touched, one.sum.gradient, means, saved, self.rates, self.slots, step=step
         )
 
     def set_lr(self, factor: float) -> None:
-        """Let every table learn at `factor` times its own rate."""
+        """Let every table learn at `factor` times its own rate.
+
+        Raises:
+            ValueError: a table's weight decay would take all of it in one step.
+        """
+        for name, one in zip(self.names, self.learning, strict=True):
+            if factor * one.optimizer.lr * one.optimizer.weight_decay >= 1:
+                raise ValueError(
+                    f"table {name}: {factor} times lr {one.optimizer.lr} times weight_decay "
+                    f"{one.optimizer.weight_decay} is not below 1; take a smaller factor"
+                )
         torch.mul(self._lr, factor, out=self.rates.lr)
 
 

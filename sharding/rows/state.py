@@ -5,8 +5,8 @@
     optim/<table>/count                  (rows, 1) int64        occurrences so far
     optim/step                           int64 scalar           steps taken
 
-What replicas and column shards hold alike is one tensor; torch.distributed.checkpoint stores it once and
-gives it to each of them.
+Weight decay keeps nothing here: no row owes any when weights are read (decay.py). What replicas and column shards hold
+alike is one tensor; torch.distributed.checkpoint stores it once and gives it to each of them.
 """
 
 from collections.abc import Iterator, Mapping
