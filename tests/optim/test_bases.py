@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparta.optim.bases import BASES
+from sparta.optim.bases import BASES, nadam_product
 from sparta.optim.helen import Helen
 from tests.optim.toys import DIM, ROWS, Batch, Toy, batch_of, batches, loss_of
 
@@ -69,6 +69,13 @@ def test_nadam_and_radam_are_torchs(
     same = {"lr": 0.05, "betas": betas, "eps": 1e-3}
     # torch keeps NAdam's product of momenta in float32
     assert_equals_torch(base, of_torch, within=1e-7, history=history, **same)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize("t", [1, 2, 50, 5000])
+def test_the_product_of_nadams_momenta_is_that_of_all_steps(beta1: float, t: int) -> None:
+    product = math.prod(beta1 * (1 - 0.5 * 0.96 ** (step * 0.004)) for step in range(1, t + 1))
+    assert nadam_product(beta1, t) == pytest.approx(product, rel=1e-12, abs=2.0**-60)
 
 
 def test_sgd_is_torchs_sgd() -> None:

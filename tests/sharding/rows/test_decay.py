@@ -173,6 +173,25 @@ def test_whoever_reads_weights_sees_no_row_that_owes(pool: Pool, kind: str, how:
         assert torch.equal(seen, settled)
 
 
+def logs(rank: int, ranks: int) -> list[tuple[str, int]]:
+    step = RowsStep(sharded(WORLD, placements(WORLD, "row_wise", ranks), ranks), None)
+    return [
+        (name, learner.decay._paid.nbytes // len(learner.names))
+        for learner in step.tables.learners
+        if learner.decay
+        for name in learner.names
+    ]
+
+
+def test_a_decaying_table_keeps_8_bytes_a_row_and_no_other_table_any(pool: Pool) -> None:
+    held = pool.run(1, logs)[0]
+    assert {name for name, _ in held} == {"t0", "t1", "t3"}
+    for table in WORLD.tables:
+        without = replace(table.optimizer, weight_decay=0.0)
+        sizes = [ENGINES["rows"].state_bytes(one, table.rows, 8, "cpu") for one in (table.optimizer, without)]
+        assert sizes[0] - sizes[1] == sum(nbytes for name, nbytes in held if name == table.name)
+
+
 @pytest.mark.parametrize(
     "optimizer, words",
     [
