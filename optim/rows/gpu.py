@@ -1,5 +1,4 @@
-"""The row kernels in Triton, for float32, float16 and bfloat16 weights; gpu_loops.py and gpu_sums.py hold
-the kernels.
+"""The row kernels in Triton, for float32, float16 and bfloat16 weights; they stand in gpu_sums.py and gpu_loops.py.
 
 Nothing waits for the GPU: how many rows a batch touches is known there alone, so vectors over u and packed
 buffers are as long as they could be, and programs beyond the end leave at once. Ids are sorted once a step,

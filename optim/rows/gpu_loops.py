@@ -96,6 +96,7 @@ def catch_up(
     row = tl.load(rows + u, mask=known, other=0)
     now = tl.load(decay + table)
     owed = now - tl.load(decayed + row, mask=known, other=0)
+    tl.debug_barrier()  # several threads may hold a row: none may see that it has paid before it did
     tl.store(decayed + row, now, mask=known)
     d = tl.arange(0, D)
     behind = known[:, None] & (d[None, :] < dim[:, None]) & (owed != 0)[:, None]
@@ -205,6 +206,7 @@ def step(
         row = tl.load(rows + u, mask=known, other=0)
         grown = tl.load(sums + row, mask=rowwise, other=0).to(tl.float64)
         grown = (grown + tl.load(means + u, mask=rowwise, other=0)).to(tl.float32)
+        tl.debug_barrier()  # as in catch_up
         tl.store(sums + row, grown, mask=rowwise)
         rate = tl.where(rowwise, lr / (tl.sqrt(grown.to(tl.float64)) + eps), rate)
     change = (rate[:, None] * g.to(tl.float64)).to(tl.float32)
