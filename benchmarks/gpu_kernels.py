@@ -47,10 +47,10 @@ class Parts:
         self.stamps = torch.zeros(tables * rows, dtype=torch.int32, **place)
         self.slots = Slots(torch.zeros(weights.numel(), **place), torch.zeros(weights.numel(), **place))
         self.rates = Rates(
-            torch.full((tables,), BASES.index("adam"), **place),
-            torch.full((tables,), RATE, dtype=torch.float64, **place),
-            torch.full((tables,), EPS, dtype=torch.float64, **place),
-            torch.tensor([[0.9, 0.999]] * tables, dtype=torch.float64, **place),
+            torch.full((tables,), BASES.index("adam")),
+            torch.full((tables,), RATE, dtype=torch.float64),
+            torch.full((tables,), EPS, dtype=torch.float64),
+            torch.tensor([[0.9, 0.999]] * tables, dtype=torch.float64),
         )
 
     def run(self, timed: Callable[[str, Callable[[], Any]], Any]) -> tuple[int, Tensor]:

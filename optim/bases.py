@@ -1,8 +1,11 @@
 """The base optimizers of a table's rows, as helen.md's formulas; `t` is the global step, from 1.
 
-`sgd`, `adam` and `rowwise_adagrad` move touched rows and their state only, with a zero gradient too. Adam's
-bias correction is by the global step, as SparseAdam's, so a row first seen late moves up to 3.2 lr.
-`dense_adam` is torch.optim.Adam, which moves every row of a table that has a gradient, with coupled L2.
+`sgd`, `adam`, `nadam`, `radam` and `rowwise_adagrad` move touched rows and their state only, with a zero gradient
+too. Adam's bias correction, NAdam's momentum schedule and RAdam's rectification are by the global step, as
+SparseAdam's, so a row that Adam first sees late moves up to 3.2 lr. Where every row is touched in every step they are
+torch.optim.NAdam (Dozat, ICLR 2016 workshop) and torch.optim.RAdam (Liu et al., ICLR 2020).
+`dense_adam` is torch.optim.Adam, which moves every row of a table that has a gradient, with coupled L2 on the whole
+table: the only base that has that penalty, for what the absent rows would owe depends on their moments.
 """
 
 # R = rows, D = columns, k = touched rows, u = their number
@@ -16,19 +19,20 @@ from torch import Tensor
 
 from sparta.optim.tables import Table
 
-BASES = ("sgd", "adam", "dense_adam", "rowwise_adagrad")
+BASES = ("sgd", "adam", "nadam", "radam", "dense_adam", "rowwise_adagrad")
+MOMENTS = ("adam", "nadam", "radam", "dense_adam")
+"""Those that keep Adam's two."""
+MOMENTUM_DECAY = 4e-3
+"""Of NAdam's schedule."""
 
 
 def first_state(table: Table) -> dict[str, Tensor]:
     """What the base of a table keeps, before the first step."""
     w = table.weight.detach()
-    match table.settings["base"]:
-        case "adam" | "dense_adam":
-            return {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
-        case "rowwise_adagrad":
-            return {"sum": w.new_zeros(len(w))}
-        case _:
-            return {}
+    base = table.settings["base"]
+    if base in MOMENTS:
+        return {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
+    return {"sum": w.new_zeros(len(w))} if base == "rowwise_adagrad" else {}
 
 
 def descend(table: Table, g_k: Tensor, t: int) -> None:
@@ -39,7 +43,7 @@ def descend(table: Table, g_k: Tensor, t: int) -> None:
     """
     w, k, base = table.weight, table.k, table.settings
     assert k is not None
-    lr, eps, (beta1, beta2) = base["lr"], base["eps"], base["betas"]
+    lr, eps = base["lr"], base["eps"]
     match base["base"]:
         case "sgd":
             w[k] -= lr * g_k
@@ -47,23 +51,52 @@ def descend(table: Table, g_k: Tensor, t: int) -> None:
             acc = table.state["sum"]
             acc[k] += g_k.square().mean(dim=1)
             w[k] -= lr * g_k / (acc[k].sqrt() + eps)[:, None]
-        case "adam":
-            _adam(table, k, g_k, t, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
         case "dense_adam" if w.grad is not None:
             g = w.grad.to_dense() + base["weight_decay"] * w
-            _adam(
-                table, torch.arange(len(w), device=w.device), g, t, lr=lr, beta1=beta1, beta2=beta2, eps=eps
-            )
+            _by_moments(table, torch.arange(len(w), device=w.device), g, t)
+        case "adam" | "nadam" | "radam":
+            _by_moments(table, k, g_k, t)
 
 
-def _adam(
-    table: Table, k: Tensor, g: Tensor, t: int, *, lr: float, beta1: float, beta2: float, eps: float
-) -> None:
+def _by_moments(table: Table, k: Tensor, g: Tensor, t: int) -> None:
+    lr, eps, (beta1, beta2) = (table.settings[key] for key in ("lr", "eps", "betas"))
     m, v = table.state["exp_avg"], table.state["exp_avg_sq"]
     m[k] = beta1 * m[k] + (1 - beta1) * g
     v[k] = beta2 * v[k] + (1 - beta2) * g.square()
     m_hat, v_hat = m[k] / (1 - beta1**t), v[k] / (1 - beta2**t)
+    match table.settings["base"]:
+        case "nadam":
+            ahead, now = nadam_product(beta1, t + 1), nadam_product(beta1, t)
+            m_hat = nadam_mu(beta1, t + 1) * m[k] / (1 - ahead) + (1 - nadam_mu(beta1, t)) * g / (1 - now)
+        case "radam":
+            r = rectification(beta2, t)
+            table.weight[k] -= lr * m_hat * (r / (v_hat.sqrt() + eps / math.sqrt(1 - beta2**t)) if r else 1)
+            return
     table.weight[k] -= lr * m_hat / (v_hat.sqrt() + eps)
+
+
+def nadam_mu(beta1: float, t: int) -> float:
+    """NAdam's momentum of a step."""
+    return beta1 * (1 - 0.5 * math.pow(0.96, t * MOMENTUM_DECAY))
+
+
+def nadam_product(beta1: float, t: int) -> float:
+    """The product of NAdam's momenta of steps 1 to t, 0 once 1 minus it is 1 in float64 by far."""
+    product = 1.0
+    for step in range(1, t + 1):
+        product *= nadam_mu(beta1, step)
+        if product < 2.0**-60:
+            return 0.0
+    return product
+
+
+def rectification(beta2: float, t: int) -> float:
+    """RAdam's r of a step; 0 where the variance is not to be told yet, so that the step is the momentum's alone."""
+    rho_inf = 2 / (1 - beta2) - 1
+    rho_t = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    if rho_t <= 5:
+        return 0.0
+    return math.sqrt((rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t))
 
 
 def check(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from sparta.optim.two_pass import DenseOptimizer, TwoPass, direction, norm_of
 
 Frequency = Literal["cumulative", "batch", "dataset"]
 Norm = Literal["row", "table"]
-Base = Literal["adam", "dense_adam", "rowwise_adagrad", "sgd"]
+Base = Literal["adam", "nadam", "radam", "dense_adam", "rowwise_adagrad", "sgd"]
 
 _PAPER = {"frequency": "cumulative", "norm": "row", "base": "adam"}
 _AUTHORS = {"frequency": "batch", "norm": "table", "base": "dense_adam"}
@@ -52,7 +52,8 @@ class Helen(TwoPass):
         counts: (rows,) occurrences in the training set by table name, for "dataset".
         count_missing: whether id 0 may be the table's most frequent.
         norm: a "row"'s own gradient (the default) or the whole "table"'s is brought to length 1.
-        base: what steps the tables: "adam" (lazy, the default), "dense_adam", "rowwise_adagrad", "sgd".
+        base: what steps the tables: "adam" (the default), "nadam", "radam", "rowwise_adagrad" or "sgd" touched rows
+            only, "dense_adam" all.
         betas, eps: the base's. weight_decay: of dense_adam, coupled.
         perturb_dense: let the dense parameters ascend too, under one norm.
         dense: makes their optimizer; Adam by default.

@@ -24,7 +24,7 @@ class SAM(TwoPass):
         model: all its parameters are stepped.
         lr: of the tables, and of the dense parameters unless `dense` says otherwise.
         rho: radius of the ascent.
-        base: what steps the tables: "adam" (lazy), "dense_adam", "rowwise_adagrad", "sgd".
+        base: what steps the tables, as Helen's.
         betas, eps: the base's. weight_decay: of dense_adam, coupled.
         perturb_dense: false leaves the dense parameters where they are, and out of the norm.
         dense: makes their optimizer; Adam by default.

@@ -31,7 +31,7 @@ class TwoPass(torch.optim.Optimizer):
 
     Args:
         model: its tables are counted and stepped here, all else by `dense`.
-        settings: of every table: base (adam, dense_adam, rowwise_adagrad, sgd), lr, betas, eps, weight_decay
+        settings: of every table: base (bases.BASES), lr, betas, eps, weight_decay
             (coupled; dense_adam only), ascend (false leaves a table out of the first pass), and the rule's.
         tables: settings that single tables have otherwise, by table name.
         dense: makes the optimizer of the dense parameters; its param groups stand behind the tables'.

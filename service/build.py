@@ -112,7 +112,10 @@ def table_optimizers(job: Job, tables: Sequence[Table]) -> dict[str, TableOptimi
         own = table_settings(job, table)
         ours = {
             "name": own.optimizer,
-            **{key: getattr(own, key) for key in ("lr", "rho", "xi", "norm", "frequency")},
+            **{
+                key: getattr(own, key)
+                for key in ("lr", "rho", "xi", "norm", "frequency", "weight_decay", "l2")
+            },
         }
         chosen[table.name] = TableOptimizer(
             **{

@@ -30,7 +30,9 @@ from sparta.service.kubernetes_settings import KubernetesSettings
 from sparta.service.run_settings import CheckpointSettings, MetricsSettings, TolerateSettings, TrainSettings
 from sparta.service.settings import Settings, explain
 
-TableOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "helen", "sam", "asam"]
+TableOptimizerName = Literal[
+    "sgd", "adagrad", "rowwise_adagrad", "adam", "nadam", "radam", "helen", "sam", "asam"
+]
 DenseOptimizerName = Literal["adam", "adamw", "nadam", "radam", "sgd", "adagrad"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 ASCENT = (
@@ -74,21 +76,27 @@ class TableSettings(Settings):
     """Of a multi-valued feature; mean if not said."""
     init_std: NonNegativeFloat | None = None
     optimizer: TableOptimizerName | None = None
-    """A base optimizer alone (adam, rowwise_adagrad, sgd) leaves the table out of the ascent."""
+    """A base optimizer alone (adam, nadam, radam, rowwise_adagrad, sgd) leaves the table out of the ascent."""
     lr: PositiveFloat | None = None
     rho: NonNegativeFloat | None = None
     xi: NonNegativeFloat | None = None
     norm: Literal["row", "table"] | None = None
     frequency: Literal["cumulative", "batch", "dataset"] | None = None
+    weight_decay: NonNegativeFloat | None = None
+    l2: NonNegativeFloat | None = None
 
 
 class TableOptimizerSettings(Settings):
     name: TableOptimizerName = "rowwise_adagrad"
     engine: Literal["rows", "fbgemm"] = "rows"
     lr: PositiveFloat = 2e-2
-    """1e-3 if not said where adam steps the rows."""
+    """1e-3 if not said where adam, nadam or radam steps the rows."""
     eps: PositiveFloat = 1e-8
-    base: Literal["adam", "rowwise_adagrad", "sgd"] = "adam"
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled, as AdamW's: every row loses lr times this in every step, absent rows too (when they come back)."""
+    l2: NonNegativeFloat = 0.0
+    """Coupled, on the rows a batch touches only: their gradient gets l2 times the row. Not a whole-table penalty."""
+    base: Literal["adam", "nadam", "radam", "rowwise_adagrad", "sgd"] = "adam"
     """What steps the rows under helen, sam and asam."""
     rho: NonNegativeFloat = 0.01
     """Radius of the ascent."""
@@ -118,14 +126,17 @@ class TableOptimizerSettings(Settings):
             return value
         name = value.get("name", "rowwise_adagrad")
         steps_by = value.get("base", "adam") if name in TWO_PASS else name
-        return {**value, "lr": 1e-3} if steps_by == "adam" else value
+        return {**value, "lr": 1e-3} if steps_by in ("adam", "nadam", "radam") else value
 
     @model_validator(mode="after")
     def _says_nothing_that_is_not_heard(self) -> "TableOptimizerSettings":
         if self.engine == "rows" and self.name == "adagrad":
             raise ValueError("engine rows has no adagrad; use rowwise_adagrad, or engine: fbgemm")
-        if self.engine == "fbgemm" and self.name in TWO_PASS:
+        if self.engine == "fbgemm" and self.name in ("nadam", "radam", *TWO_PASS):
             raise ValueError(f"engine fbgemm has no {self.name}; use engine: rows")
+        for key in ("weight_decay", "l2"):
+            if self.engine == "fbgemm" and getattr(self, key):
+                raise ValueError(f"engine fbgemm has no {key}; use engine: rows")
         if abs(1 / self.ascend_fraction - round(1 / self.ascend_fraction)) > 1e-6:
             raise ValueError(
                 f"ascend_fraction {self.ascend_fraction} is not 1 over a whole number, such as 0.25"

@@ -22,11 +22,13 @@ from torch import nn
 from sparta.models.embedding import Table, padded
 from sparta.models.errors import ConfigError
 from sparta.optim.bases import is_number
+from sparta.optim.rows.group import BASES, MOMENTS
 
 FLOAT_BYTES = 4
 COUNT_BYTES = 8
 STAMP_BYTES = 4
 SLOT_BYTES = 4
+LOG_BYTES = 8
 
 TWO_PASS = ("helen", "sam", "asam")
 SHARDING_TYPES = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
@@ -37,14 +39,14 @@ class TableOptimizer:
     """How the rows of one table learn."""
 
     name: str
-    """sgd, adagrad, rowwise_adagrad, adam, or an ascend rule: helen, sam, asam."""
+    """sgd, adagrad, rowwise_adagrad, adam, nadam, radam, or an ascend rule: helen, sam, asam."""
     lr: float
     eps: float = 1e-8
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of its two moments."""
+    """Decay rates of the two moments of adam, nadam, radam."""
     engine: str = "rows"
     base: str = "adam"
-    """What steps the rows when `name` is an ascend rule: adam, rowwise_adagrad or sgd."""
+    """What steps the rows when `name` is an ascend rule: adam, nadam, radam, rowwise_adagrad or sgd."""
     rho: float = 0.01
     """Radius of the ascent."""
     xi: float = 0.5
@@ -55,6 +57,12 @@ class TableOptimizer:
     """Whether id 0 (missing or unseen) may be the table's most frequent."""
     eta: float = 0.01
     """ASAM's constant beside |w|."""
+    weight_decay: float = 0.0
+    """Decoupled, as AdamW's: every row of the table loses this share of lr in every step, absent rows too; part of
+    the base's step from the restored weight, so no ascent sees it."""
+    l2: float = 0.0
+    """Coupled: `l2 w` is added to the gradient of the rows a batch touches, in each pass at the w of that pass, so
+    norms and radii see it. Absent rows pay nothing: it is not the penalty on the whole table."""
 
     @property
     def rule(self) -> str | None:
@@ -123,6 +131,9 @@ class Fbgemm:
     }
 
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
+        for key in ("weight_decay", "l2"):
+            if getattr(optimizer, key):
+                raise ConfigError(f"table {table}: engine fbgemm has no {key}; use engine rows or drop it")
         if optimizer.name not in self._TYPES:
             raise ConfigError(
                 f"table {table}: engine fbgemm has no optimizer {optimizer.name!r}; "
@@ -168,32 +179,37 @@ class Rows:
     empty_shards = True
     splits_rowwise_state = True
 
-    _BASES = ("sgd", "adam", "rowwise_adagrad")
-
     def check(self, table: str, optimizer: TableOptimizer, device: str) -> None:
         for key, known in (("norm", ("row", "table")), ("frequency", ("cumulative", "batch", "dataset"))):
             if getattr(optimizer, key) not in known:
                 raise ConfigError(f"table {table}: {key} {getattr(optimizer, key)!r}; use {', '.join(known)}")
-        for key in ("lr", "eps", "rho", "xi", "eta"):
+        for key in ("lr", "eps", "rho", "xi", "eta", "weight_decay", "l2"):
             if not is_number(getattr(optimizer, key)):
                 raise ConfigError(
                     f"table {table}: {key} {getattr(optimizer, key)!r} is not a number from 0 up"
                 )
+        if optimizer.lr * optimizer.weight_decay >= 1:
+            raise ConfigError(
+                f"table {table}: lr {optimizer.lr} times weight_decay {optimizer.weight_decay} is not below 1, so a "
+                "step would leave nothing of a row; lower one of them"
+            )
         if not all(0 <= beta < 1 for beta in optimizer.betas):
             raise ConfigError(f"table {table}: betas {optimizer.betas}; each is from 0 up and below 1")
         if optimizer.eps == 0 and optimizer.steps_by != "sgd":
             raise ConfigError(f"table {table}: eps 0; a row whose gradient is 0 would be divided by it")
-        if optimizer.steps_by not in self._BASES:
+        if optimizer.steps_by not in BASES:
             raise ConfigError(
                 f"table {table}: engine rows has no optimizer {optimizer.steps_by!r}; "
-                f"it has {', '.join((*self._BASES, *TWO_PASS))}"
+                f"it has {', '.join((*BASES, *TWO_PASS))}"
             )
 
     def state_bytes(self, optimizer: TableOptimizer, rows: int, columns: int, device: str) -> int:
-        entries = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * columns}
+        moments = 2 * columns if optimizer.steps_by in MOMENTS else 0
+        entries = 1 if optimizer.steps_by == "rowwise_adagrad" else moments
         counts = COUNT_BYTES if optimizer.name == "helen" else 0
         stamp = STAMP_BYTES if device == "cpu" else 0
-        return rows * (entries[optimizer.steps_by] * FLOAT_BYTES + stamp + counts)
+        decay = LOG_BYTES if optimizer.weight_decay else 0
+        return rows * (entries * FLOAT_BYTES + stamp + counts + decay)
 
     def buffer_bytes(self, optimizer: TableOptimizer, ids: int, columns: int, device: str) -> int:
         # At worst every id is another row. Of each: number, table, occurrences and squared norm; its gradient;

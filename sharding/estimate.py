@@ -2,8 +2,8 @@
 
 Of a shard with r rows and c columns (padding included) of a table of R rows, under a global batch of B slots:
 - weights: 4 r c
-- optimizer: what the engine keeps (sgd 0, adagrad 4 r c, rowwise_adagrad 4 r, adam 8 r c; engine rows also 8 r of
-  occurrences for Helen, and on a CPU a stamp of 4 r)
+- optimizer: what the engine keeps (sgd 0, adagrad 4 r c, rowwise_adagrad 4 r, adam, nadam and radam 8 r c; engine
+  rows also 8 r of occurrences for Helen, 8 r for weight decay, and on a CPU a stamp of 4 r)
 - buffers of one step, at one id a bag, so n = B r / R ids that reach it: the ids 8 n, bag offsets 8 B, and the
   pooled rows it makes for every slot, forward and gradient: 2 * 4 B c; engine rows also, if every id is another
   row: 36 n (on a GPU 80 n and 4 n c) and its gradient 4 n c, with an ascend rule 8 n and 2 * 4 n c more

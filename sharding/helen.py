@@ -33,7 +33,8 @@ class HelenSharder(RowsSharder):
 
     Args:
         lr: learning rate of the tables.
-        name: helen, sam, asam, or a base optimizer alone: adam, rowwise_adagrad, sgd.
+        name: helen, sam, asam, or a base optimizer alone: adam, nadam, radam,
+            rowwise_adagrad, sgd.
         tables: what single tables do differently, by table name: any field of TableOptimizer.
         counts: (rows,) int64 occurrences in the training set, of tables with frequency "dataset".
         seed: of the stochastic rounding of float16 and bfloat16 tables.

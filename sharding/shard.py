@@ -70,7 +70,12 @@ class Sharded:
         self.module.fused_optimizer.step()
 
     def state_dict(self) -> State:
-        """`tables/<name>` and `dense/<name>`, independent of the plan; shares memory with the model."""
+        """`tables/<name>` and `dense/<name>`, independent of the plan; shares memory with the model.
+
+        No row owes weight decay then, until the next step.
+        """
+        for collection in self.row_collections:
+            collection.settle()
         return state_of(self.model, self.plan)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -78,6 +83,8 @@ class Sharded:
 
         A state read by torch.distributed.checkpoint into `state_dict()` is in the model already.
         """
+        for collection in self.row_collections:
+            collection.settle()
         load_into(self.model, self.plan, state)
 
 

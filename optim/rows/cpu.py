@@ -21,6 +21,7 @@ from torch import Tensor
 from sparta.optim.rows import loops
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
 from sparta.optim.rows.loops import Bagged, Doubles, Floats, Index, Places
+from sparta.optim.rows.rates import packed
 
 _FEW = 2048  # ids or rows for which waking a thread costs more than it saves
 
@@ -53,7 +54,19 @@ class Cpu:
             slots,
         )
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        at, buffers = _places(group, touched), (_floats(group.weights), _doubles(decayed), _doubles(decay))
+        _each(at.bounds, lambda ts: loops.catch_up(ts, at, *buffers))
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
         bagged, at = _bagged(group, bags), _places(group, touched)
         gradient, squares = np.empty(int(at.packed[-1]), np.float32), np.empty(len(at.rows))
         buffers = (
@@ -63,6 +76,7 @@ class Cpu:
             group.mean,
             _pooled(pooled, bagged),
             _doubles(eta),
+            _doubles(l2),
         )
         _each(bagged.begins, lambda ts: loops.reduce(ts, bagged, at, *buffers, gradient, squares))
         return Sum(torch.from_numpy(gradient), torch.from_numpy(squares))
@@ -100,9 +114,7 @@ class Cpu:
         step: int,
     ) -> None:
         at = _places(group, touched)
-        each = torch.cat(
-            [rates.lr[:, None], rates.eps[:, None], rates.betas, 1 - rates.betas**step], dim=1
-        ).numpy()
+        each = packed(rates, step).numpy()
         buffers = _floats(group.weights), _floats(gradient), _doubles(means), _floats(saved)
         state = _floats(slots.first), _floats(slots.second), _floats(slots.sums)
         bases, restores = rates.base.numpy(), saved is not None

@@ -1,4 +1,4 @@
-"""The row kernels in Triton, for float32, float16 and bfloat16 weights; gpu_loops.py holds the kernels.
+"""The row kernels in Triton, for float32, float16 and bfloat16 weights; they stand in gpu_sums.py and gpu_loops.py.
 
 Nothing waits for the GPU: how many rows a batch touches is known there alone, so vectors over u and packed
 buffers are as long as they could be, and programs beyond the end leave at once. Ids are sorted once a step,
@@ -17,8 +17,9 @@ import torch
 import triton
 from torch import Tensor
 
-from sparta.optim.rows import gpu_loops
+from sparta.optim.rows import gpu_loops, gpu_sums
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
+from sparta.optim.rows.rates import packed
 from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, mix64, signed
 
 LONGEST = 32
@@ -78,7 +79,18 @@ class Gpu:
         found = _Found(slots, columns[order], order, starts, begins, pieces)
         return Touched(rows, tables, counts, bounds, packed, found)
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        _over_rows(gpu_loops.catch_up, group, touched, decayed, decay)
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
         found: _Found = touched.private
         count, width = len(bags.ids), _width(group)
         gradient = torch.empty(count * max(_dims(group)), device=pooled.device)
@@ -92,9 +104,9 @@ class Gpu:
         at = _at(group, touched)
         rows = max(1, TILE // width)
         common = at, touched.rows, touched.tables, touched.counts, found.starts
-        ends = group.weights, eta, gradient, squares, partial, hot
+        ends = group.weights, eta, l2, gradient, squares, partial, hot
         _launch(
-            gpu_loops.reduce_pieces,
+            gpu_sums.reduce_pieces,
             -(-count // rows),
             *common,
             found.pieces,
@@ -109,9 +121,10 @@ class Gpu:
             LONGEST=LONGEST,
             FACTORS=factors is not None,
             ASAM=eta is not None,
+            L2=l2 is not None,
         )
         _launch(
-            gpu_loops.reduce_hot,
+            gpu_sums.reduce_hot,
             windows,
             *common,
             *ends,
@@ -119,6 +132,7 @@ class Gpu:
             D=width,
             LONGEST=LONGEST,
             ASAM=eta is not None,
+            L2=l2 is not None,
         )
         return Sum(gradient, squares)
 
@@ -160,8 +174,7 @@ class Gpu:
         *,
         step: int,
     ) -> None:
-        corrections = 1 - rates.betas**step
-        packed_rates = torch.cat([rates.lr[:, None], rates.eps[:, None], rates.betas, corrections], dim=1)
+        device = group.weights.device
         _over_rows(
             gpu_loops.step,
             group,
@@ -169,14 +182,14 @@ class Gpu:
             gradient,
             means,
             saved,
-            rates.base,
-            packed_rates,
+            rates.base.to(device, non_blocking=True),
+            packed(rates, step).to(device, non_blocking=True),
             slots.first,
             slots.second,
             slots.sums,
             *_rounding(group, step, STEP),
             RESTORES=saved is not None,
-            ADAM=slots.first is not None,
+            MOMENTS=slots.first is not None,
             ROWWISE=slots.sums is not None and means is not None,
             DROPPED=DROPPED.get(group.weights.dtype, 0),
         )

@@ -12,9 +12,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from sparta.optim.rows.group import BASES
+from sparta.optim.rows.group import BASES, MOMENTS
 
-_ADAM = tl.constexpr(BASES.index("adam"))
+_MOMENTS = tl.constexpr(BASES.index(MOMENTS[0]))
 _ROWWISE = tl.constexpr(BASES.index("rowwise_adagrad"))
 _FIRST_ROW, _FIRST_ELEMENT, _DIM, _STORED, _BOUND, _PACKED = (tl.constexpr(i) for i in range(6))
 _AT = tl.constexpr(6)
@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 @compiled
-def _row(at: tl.tensor, rows: tl.tensor, tables: tl.tensor, u: tl.tensor, known: tl.tensor) -> Any:
+def row_of(at: tl.tensor, rows: tl.tensor, tables: tl.tensor, u: tl.tensor, known: tl.tensor) -> Any:
     """Of each touched row: its table, the row in it, where it lies in the weights and in packed buffers, its width."""
     table = tl.load(tables + u, mask=known, other=0)
     mine = at + table * _AT
@@ -38,124 +38,6 @@ def _row(at: tl.tensor, rows: tl.tensor, tables: tl.tensor, u: tl.tensor, known:
     packed = tl.load(mine + _PACKED, mask=known, other=0)
     packed += (u - tl.load(mine + _BOUND, mask=known, other=0)) * dim
     return table, local, place, packed, dim
-
-
-@compiled
-def _squares(
-    g: tl.tensor,
-    weights: tl.tensor,
-    place: tl.tensor,
-    d: tl.tensor,
-    real: tl.tensor,
-    table: tl.tensor,
-    eta: tl.tensor,
-    ASAM: tl.constexpr,
-) -> tl.tensor:
-    """(R,) squared norms of rows, of (|w| + eta) * g where eta is not negative."""
-    g = g.to(tl.float64)
-    if ASAM:
-        size = tl.load(eta + table)[:, None]
-        w = tl.load(weights + place[:, None] + d[None, :], mask=real, other=0).to(tl.float64)
-        g = tl.where(size >= 0, g * (tl.abs(w) + size), g)
-    return tl.sum(tl.where(real, g * g, 0.0), 1)
-
-
-@compiled
-def reduce_pieces(
-    at: tl.tensor,
-    rows: tl.tensor,
-    tables: tl.tensor,
-    counts: tl.tensor,
-    starts: tl.tensor,  # (u,) where each row's ids begin among the sorted ones
-    pieces: tl.tensor,  # (1,)
-    begins: tl.tensor,  # (n + 1,) where each piece's ids begin, and the last ends
-    slots: tl.tensor,  # (n,) the touched row of each sorted id
-    sources: tl.tensor,  # (n,) where the pooled gradient of each sorted id's bag begins
-    factors: tl.tensor,  # (n,) what it is multiplied by
-    pooled: tl.tensor,
-    weights: tl.tensor,
-    eta: tl.tensor,
-    gradient: tl.tensor,
-    squares: tl.tensor,
-    partial: tl.tensor,  # (2 * windows, D)
-    hot: tl.tensor,  # (windows,) 1 + the touched row that begins there, if it has several pieces
-    R: tl.constexpr,
-    D: tl.constexpr,
-    LONGEST: tl.constexpr,
-    FACTORS: tl.constexpr,
-    ASAM: tl.constexpr,
-) -> None:
-    """Sum pieces of at most LONGEST ids of one row each; rows of one piece are finished."""
-    total = tl.load(pieces)
-    first = tl.program_id(0).to(tl.int64) * R
-    if first < total:
-        piece = first + tl.arange(0, R)
-        known = piece < total
-        begin = tl.load(begins + piece, mask=known, other=0)
-        end = tl.load(begins + piece + 1, mask=known, other=0)
-        u = tl.load(slots + begin, mask=known, other=0)
-        table, _, place, target, dim = _row(at, rows, tables, u, known)
-        d = tl.arange(0, D)
-        real = known[:, None] & (d[None, :] < dim[:, None])
-        found = tl.zeros((R, D), tl.float32)
-        for k in range(tl.max(end - begin)):
-            more = known & (begin + k < end)
-            source = tl.load(sources + begin + k, mask=more, other=0)
-            x = tl.load(pooled + source[:, None] + d[None, :], mask=real & more[:, None], other=0)
-            if FACTORS:
-                x *= tl.load(factors + begin + k, mask=more, other=0)[:, None]
-            found += x
-        alone = known & (tl.load(counts + u, mask=known, other=0) <= LONGEST)
-        tl.store(gradient + target[:, None] + d[None, :], found, mask=real & alone[:, None])
-        own = _squares(found, weights, place, d, real, table, eta, ASAM)
-        tl.store(squares + u, own, mask=alone)
-        # No two pieces of rows with several share a window and this flag: such a row has more than a window's ids.
-        leads = begin == tl.load(starts + u, mask=known, other=0)
-        window = begin // LONGEST
-        shared = known & (alone == 0)
-        where = (2 * window + leads.to(tl.int64)) * D
-        tl.store(partial + where[:, None] + d[None, :], found, mask=real & shared[:, None])
-        tl.store(hot + window, u + 1, mask=shared & leads)
-
-
-@compiled
-def reduce_hot(
-    at: tl.tensor,
-    rows: tl.tensor,
-    tables: tl.tensor,
-    counts: tl.tensor,
-    starts: tl.tensor,
-    weights: tl.tensor,
-    eta: tl.tensor,
-    gradient: tl.tensor,
-    squares: tl.tensor,
-    partial: tl.tensor,
-    hot: tl.tensor,
-    P: tl.constexpr,
-    D: tl.constexpr,
-    LONGEST: tl.constexpr,
-    ASAM: tl.constexpr,
-) -> None:
-    """Sum the pieces of one row that has several, P at a time."""
-    mine = tl.load(hot + tl.program_id(0))
-    if mine > 0:
-        u = (mine - 1).to(tl.int64) + tl.zeros((1,), tl.int64)
-        table, _, place, target, dim = _row(at, rows, tables, u, u >= 0)
-        d = tl.arange(0, D)
-        real = d[None, :] < dim[:, None]
-        start = tl.load(starts + u)
-        count = tl.load(counts + mine - 1)
-        pieces = (count + LONGEST - 1) // LONGEST
-        found = tl.zeros((P, D), tl.float32)
-        for k in range(0, pieces, P):
-            piece = k + tl.arange(0, P)
-            window = (start + piece.to(tl.int64) * LONGEST) // LONGEST
-            where = (2 * window + (piece == 0).to(tl.int64)) * D
-            mask = (piece < pieces)[:, None] & real
-            found += tl.load(partial + where[:, None] + d[None, :], mask=mask, other=0)
-        whole = tl.sum(found, 0)[None, :]
-        tl.store(gradient + target[:, None] + d[None, :], whole, mask=real)
-        tl.store(squares + u, _squares(whole, weights, place, d, real, table, eta, ASAM))
 
 
 @compiled
@@ -197,6 +79,33 @@ def _narrowed(
 
 
 @compiled
+def catch_up(
+    at: tl.tensor,
+    total: tl.tensor,
+    rows: tl.tensor,
+    tables: tl.tensor,
+    weights: tl.tensor,
+    decayed: tl.tensor,
+    decay: tl.tensor,
+    R: tl.constexpr,
+    D: tl.constexpr,
+) -> None:
+    u = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    known = u < tl.load(total)
+    table, _, place, _, dim = row_of(at, rows, tables, u, known)
+    row = tl.load(rows + u, mask=known, other=0)
+    now = tl.load(decay + table)
+    owed = now - tl.load(decayed + row, mask=known, other=0)
+    tl.debug_barrier()  # several threads may hold a row: none may see that it has paid before it did
+    tl.store(decayed + row, now, mask=known)
+    d = tl.arange(0, D)
+    behind = known[:, None] & (d[None, :] < dim[:, None]) & (owed != 0)[:, None]
+    w = tl.load(weights + place[:, None] + d[None, :], mask=behind, other=0).to(tl.float64)
+    after = (w * tl.exp(-owed)[:, None]).to(tl.float32)
+    tl.store(weights + place[:, None] + d[None, :], after, mask=behind)
+
+
+@compiled
 def perturb(
     at: tl.tensor,
     total: tl.tensor,  # (1,) touched rows
@@ -216,7 +125,7 @@ def perturb(
 ) -> None:
     u = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     known = u < tl.load(total)
-    table, local, place, source, dim = _row(at, rows, tables, u, known)
+    table, local, place, source, dim = row_of(at, rows, tables, u, known)
     d = tl.arange(0, D)
     real = known[:, None] & (d[None, :] < dim[:, None])
     before = tl.load(weights + place[:, None] + d[None, :], mask=real, other=0)
@@ -246,7 +155,7 @@ def restore(
 ) -> None:
     u = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     known = u < tl.load(total)
-    _, _, place, source, dim = _row(at, rows, tables, u, known)
+    _, _, place, source, dim = row_of(at, rows, tables, u, known)
     d = tl.arange(0, D)
     real = known[:, None] & (d[None, :] < dim[:, None])
     before = tl.load(saved + source[:, None] + d[None, :], mask=real, other=0)
@@ -264,7 +173,7 @@ def step(
     means: tl.tensor,
     saved: tl.tensor,
     bases: tl.tensor,  # (T,)
-    rates: tl.tensor,  # (T, 6) float64: lr, eps, both betas, both bias corrections
+    rates: tl.tensor,  # (T, 8) float64, see rates.py
     firsts: tl.tensor,
     seconds: tl.tensor,
     sums: tl.tensor,
@@ -273,13 +182,13 @@ def step(
     R: tl.constexpr,
     D: tl.constexpr,
     RESTORES: tl.constexpr,
-    ADAM: tl.constexpr,  # whether a table has it; likewise ROWWISE
+    MOMENTS: tl.constexpr,  # whether a table has it; likewise ROWWISE
     ROWWISE: tl.constexpr,
     DROPPED: tl.constexpr,
 ) -> None:
     u = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     known = u < tl.load(total)
-    table, local, place, source, dim = _row(at, rows, tables, u, known)
+    table, local, place, source, dim = row_of(at, rows, tables, u, known)
     d = tl.arange(0, D)
     real = known[:, None] & (d[None, :] < dim[:, None])
     g = tl.load(gradient + source[:, None] + d[None, :], mask=real, other=0)
@@ -289,30 +198,32 @@ def step(
     else:
         before = tl.load(weights + where, mask=real, other=0).to(tl.float32)
     base = tl.load(bases + table)
-    lr = tl.load(rates + table * 6)
-    eps = tl.load(rates + table * 6 + 1)
+    mine = rates + table * 8
+    lr, eps = tl.load(mine), tl.load(mine + 1)
     rate = lr
     if ROWWISE:
         rowwise = known & (base == _ROWWISE)
         row = tl.load(rows + u, mask=known, other=0)
         grown = tl.load(sums + row, mask=rowwise, other=0).to(tl.float64)
         grown = (grown + tl.load(means + u, mask=rowwise, other=0)).to(tl.float32)
+        tl.debug_barrier()  # as in catch_up
         tl.store(sums + row, grown, mask=rowwise)
         rate = tl.where(rowwise, lr / (tl.sqrt(grown.to(tl.float64)) + eps), rate)
     change = (rate[:, None] * g.to(tl.float64)).to(tl.float32)
-    if ADAM:
-        adam = real & (base == _ADAM)[:, None]
-        beta1, beta2 = tl.load(rates + table * 6 + 2), tl.load(rates + table * 6 + 3)
+    if MOMENTS:
+        adam = real & (base >= _MOMENTS)[:, None]
+        beta1, beta2 = tl.load(mine + 2), tl.load(mine + 3)
         first = tl.load(firsts + where, mask=adam, other=0) * beta1.to(tl.float32)[:, None]
         first += (1 - beta1).to(tl.float32)[:, None] * g
         second = tl.load(seconds + where, mask=adam, other=0) * beta2.to(tl.float32)[:, None]
         second += (1 - beta2).to(tl.float32)[:, None] * g * g
         tl.store(firsts + where, first, mask=adam)
         tl.store(seconds + where, second, mask=adam)
-        corrected = (lr / tl.load(rates + table * 6 + 4)).to(tl.float32)[:, None]
-        root = (1 / tl.sqrt(tl.load(rates + table * 6 + 5))).to(tl.float32)[:, None]
-        size = tl.sqrt(second) * root + eps.to(tl.float32)[:, None]
-        change = tl.where(adam, corrected * first / size, change)
+        ahead = (
+            tl.load(mine + 4).to(tl.float32)[:, None] * first + tl.load(mine + 5).to(tl.float32)[:, None] * g
+        )
+        size = tl.sqrt(second) * tl.load(mine + 6).to(tl.float32)[:, None]
+        change = tl.where(adam, ahead / (size + tl.load(mine + 7).to(tl.float32)[:, None]), change)
     after = _narrowed(before - change, states, origins, table, local, d, DROPPED, weights.dtype.element_ty)
     tl.store(weights + where, after, mask=real)
 

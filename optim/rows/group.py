@@ -1,6 +1,7 @@
 """What the row kernels work on, and the one signature their three implementations share.
 
-A step touches few rows. `touch` finds them once, each once; `reduce` sums every touched row's gradient from
+A step touches few rows. `touch` finds them once, each once; `catch_up` has them lose what weight decay took while
+they were absent; `reduce` sums every touched row's gradient from
 the pooled one, which it reads once a pass; `perturb` saves the rows and moves them; `step` puts them back
 and applies the base optimizer. Between the calls stands what needs all tables or all ranks: frequencies,
 norms, the agreement that every number is finite. Nothing here costs a table's number of rows.
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-BASES = ("sgd", "adam", "rowwise_adagrad")
+BASES = ("sgd", "rowwise_adagrad", "adam", "nadam", "radam")
+MOMENTS = BASES[2:]
+"""Those that keep Adam's two; the kernels know them by standing last."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +163,16 @@ class Slots:
     """State of a group's base optimizers; tables share the buffers, of which each uses what its base needs."""
 
     first: Tensor | None = None
-    """Adam's first moment: flat float32, laid out as the weights."""
+    """First moment of Adam, NAdam and RAdam: flat float32, laid out as the weights."""
     second: Tensor | None = None
-    """Adam's second moment, likewise."""
+    """Their second moment, likewise."""
     sums: Tensor | None = None
     """Row-wise Adagrad's accumulators: (rows,) float32 by linear row."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How the tables of a group step; tensors of length T on the weights' device."""
+    """How the tables of a group step; tensors of length T on the host, where a step's few scalars are made."""
 
     base: Tensor
     """int64: index in BASES."""
@@ -192,11 +195,28 @@ class Kernels(Protocol):
                 row. Its content means nothing to anybody else, and may be anything at first. On a CPU only.
         """
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
-        """Sum the pooled gradient over each touched row's occurrences.
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        """Multiply each touched row by `exp(decayed - decay)` and note that; a row that owes nothing keeps its bits.
+
+        Args:
+            decayed: (rows,) float64 by linear row: `decay` when the row was last caught up; changed in place.
+            decay: (T,) float64: minus the log of what every row of a table has been multiplied by so far.
+        """
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
+        """Sum the pooled gradient over each touched row's occurrences, and add `l2 w` of the row as it is now.
 
         Args:
             pooled: (B, C) float32 gradient of the pooled output.
+            l2: (T,) float64; None if no table has any.
             eta: (T,) float64, ASAM's constant for tables that want `squares` of (|w| + eta) * g, negative for
                 the others; None if no table does.
         """
@@ -236,7 +256,8 @@ class Kernels(Protocol):
         """Apply the base optimizer to each touched row, starting from `saved` where there is one.
 
         sgd: `w -= lr g`. rowwise_adagrad: `s += mean; w -= lr g / (sqrt(s) + eps)`. adam: moments and weights of
-        touched rows only, also where g is 0; `w -= lr m_hat / (sqrt(v_hat) + eps)`, bias corrected by `step`.
+        touched rows only, also where g is 0; `w -= lr m_hat / (sqrt(v_hat) + eps)`, bias corrected by `step`; nadam
+        and radam likewise, by the formulas of bases.py.
 
         Args:
             means: (u,) float64: mean over all logical columns of the whole row of g^2; None if no table is

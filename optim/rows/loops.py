@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sparta.optim.rows.group import BASES
+from sparta.optim.rows.group import BASES, MOMENTS
 from sparta.optim.rows.prefetch import prefetch
 
 Index: TypeAlias = NDArray[np.uint64]
@@ -21,7 +21,7 @@ Small: TypeAlias = NDArray[np.uint32]
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
-_ADAM, _ROWWISE = BASES.index("adam"), BASES.index("rowwise_adagrad")
+_MOMENTS, _ROWWISE = BASES.index(MOMENTS[0]), BASES.index("rowwise_adagrad")
 _ONE = np.uint64(1)  # numba makes a float of an unsigned and a signed integer
 _AHEAD = np.uint64(16)  # rows between the one at work and the one asked for; from 8 to 32 all is alike
 
@@ -128,7 +128,8 @@ def reduce(
     id_weights: Floats,  # (n,), or empty
     mean: bool,
     pooled: Floats,  # (B * C,)
-    eta: Doubles,  # (T,), or empty
+    eta: Doubles,  # (T,), or empty; l2 likewise
+    l2: Doubles,
     gradient: Floats,
     squares: Doubles,
 ) -> None:
@@ -153,9 +154,13 @@ def reduce(
                         for d in range(dim):
                             gradient[target + d] += factor * pooled[source + d]
         adaptive = eta.size and eta[t] >= 0
+        penalty = l2[t] if l2.size else 0.0
         for u in range(at.bounds[t], at.bounds[t + _ONE]):
             source = begin + (u - at.bounds[t]) * dim
             place = _place(at, t, u)
+            if penalty:
+                for d in range(dim):
+                    gradient[source + d] += np.float32(penalty * np.float64(weights[place + d]))
             square = 0.0
             for d in range(dim):
                 g = np.float64(gradient[source + d])
@@ -163,6 +168,22 @@ def reduce(
                     g = g * (np.abs(np.float64(weights[place + d])) + eta[t])
                 square += g * g
             squares[u] = square
+
+
+@compiled
+def catch_up(tables: Index, at: Places, weights: Floats, decayed: Doubles, decay: Doubles) -> None:
+    for t in tables:
+        for u in range(at.bounds[t], at.bounds[t + _ONE]):
+            if u + _AHEAD < at.bounds[t + _ONE]:
+                prefetch(decayed, at.rows[u + _AHEAD])
+                prefetch(weights, _place(at, t, u + _AHEAD))
+            owed = decay[t] - decayed[at.rows[u]]
+            if owed == 0:
+                continue
+            decayed[at.rows[u]] = decay[t]
+            place, left = _place(at, t, u), np.exp(-owed)
+            for d in range(at.dims[t]):
+                weights[place + d] = np.float32(np.float64(weights[place + d]) * left)
 
 
 @compiled
@@ -219,7 +240,7 @@ def step(
     saved: Floats,
     restores: bool,
     bases: NDArray[np.int64],
-    rates: Doubles,  # (T, 6): lr, eps, both betas, both bias corrections
+    rates: Doubles,  # (T, 8), see rates.py
     firsts: Floats,
     seconds: Floats,
     sums: Floats,
@@ -228,15 +249,15 @@ def step(
         dim, lr, eps = at.dims[t], rates[t, 0], rates[t, 1]
         beta1, rest1 = np.float32(rates[t, 2]), np.float32(1 - rates[t, 2])
         beta2, rest2 = np.float32(rates[t, 3]), np.float32(1 - rates[t, 3])
-        rate, root = np.float32(lr / rates[t, 4]), np.float32(1 / np.sqrt(rates[t, 5]))
-        small = np.float32(eps)
+        of_first, of_g = np.float32(rates[t, 4]), np.float32(rates[t, 5])
+        of_root, rest = np.float32(rates[t, 6]), np.float32(rates[t, 7])
         for u in range(at.bounds[t], at.bounds[t + _ONE]):
             source = at.packed[t] + (u - at.bounds[t]) * dim
             place = _place(at, t, u)
             if u + _AHEAD < at.bounds[t + _ONE]:
                 far = _place(at, t, u + _AHEAD)
                 prefetch(weights, far)
-                if bases[t] == _ADAM:
+                if bases[t] >= _MOMENTS:
                     prefetch(firsts, far)
                     prefetch(seconds, far)
                 elif bases[t] == _ROWWISE:
@@ -244,14 +265,14 @@ def step(
             if restores:
                 for d in range(dim):
                     weights[place + d] = saved[source + d]
-            if bases[t] == _ADAM:
+            if bases[t] >= _MOMENTS:
                 for d in range(dim):
                     g = gradient[source + d]
                     first = beta1 * firsts[place + d] + rest1 * g
                     second = beta2 * seconds[place + d] + rest2 * g * g
                     firsts[place + d] = first
                     seconds[place + d] = second
-                    weights[place + d] -= rate * first / (np.sqrt(second) * root + small)
+                    weights[place + d] -= (of_first * first + of_g * g) / (np.sqrt(second) * of_root + rest)
             else:
                 factor = lr
                 if bases[t] == _ROWWISE:

@@ -2,9 +2,9 @@
 
 What the others must agree with, beyond group.py: gradients are summed in the order of the ids, in float32
 (float64 for float64 weights), each bag's gradient first multiplied by its factor 1 / max(length, 1) and
-the per-sample weight; `perturb`, sgd and rowwise_adagrad multiply in float64, round the product to float32 and add it
-in float32; adam computes in float32; gradients of per-sample weights are summed in float64. Weights below float32
-are stepped in float32 and rounded as rounding.py says.
+the per-sample weight; `perturb`, l2, sgd and rowwise_adagrad multiply in float64, round the product to float32 and
+add it in float32; adam, nadam and radam compute in float32; `catch_up` multiplies in float64; gradients of per-sample
+weights are summed in float64. Weights below float32 are stepped in float32 and rounded as rounding.py says.
 """
 
 # T = tables, F = features, B = samples, n = ids, u = touched rows, C = pooled columns, D = logical columns
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparta.optim.bases import nadam_mu, nadam_product, rectification
 from sparta.optim.rows.group import BASES, Bags, Group, Rates, Shape, Slots, Sum, Touched
 from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, random_bits, rounded
 
@@ -53,7 +54,24 @@ class Plain:
         tables = torch.searchsorted(layout.first_row, rows, right=True) - 1
         return Touched(rows, tables, counts, bounds, packed, slots)
 
-    def reduce(self, group: Group, bags: Bags, touched: Touched, pooled: Tensor, eta: Tensor | None) -> Sum:
+    def catch_up(self, group: Group, touched: Touched, decayed: Tensor, decay: Tensor) -> None:
+        for part in _parts(group, touched):
+            rows = touched.rows[part.span]
+            owed = decay[part.table] - decayed[rows]
+            before = _read(group, part)
+            after = (before.double() * (-owed).exp()[:, None]).to(before.dtype)
+            _write(group, part, torch.where(owed[:, None] == 0, before, after))
+            decayed[rows] = decay[part.table]
+
+    def reduce(
+        self,
+        group: Group,
+        bags: Bags,
+        touched: Touched,
+        pooled: Tensor,
+        eta: Tensor | None,
+        l2: Tensor | None = None,
+    ) -> Sum:
         # Sorted by row and, as the sort is stable, each row's in the order of the ids.
         order = torch.argsort(touched.private, stable=True)
         feature, sample, factor = (
@@ -74,6 +92,8 @@ class Plain:
             if each.numel():
                 # Not index_add_, whose order on a GPU differs from run to run.
                 part.values(gradient).copy_(torch.segment_reduce(each, "sum", lengths=counts, axis=0))
+            if l2 is not None:
+                part.values(gradient).add_((l2[part.table] * _read(group, part).double()).to(gradient.dtype))
             values = part.values(gradient).double()
             if eta is not None and eta[part.table] >= 0:
                 values = values * (_read(group, part).double().abs() + eta[part.table])
@@ -135,7 +155,7 @@ class Plain:
                     slots.sums[rows] = sums
                     rate = lr / (sums.double().sqrt() + eps)
                     change = (rate[:, None] * g.double()).to(g.dtype)
-                case _:
+                case base:
                     assert slots.first is not None
                     assert slots.second is not None
                     b1, b2 = rates.betas[part.table].tolist()
@@ -143,8 +163,19 @@ class Plain:
                     second = b2 * _read(group, part, slots.second) + (1 - b2) * g * g
                     _write(group, part, first, slots.first)
                     _write(group, part, second, slots.second)
-                    size = second.sqrt() * (1 / math.sqrt(1 - b2**step)) + eps
-                    change = (lr / (1 - b1**step)) * first / size
+                    root, of_first = 1 / math.sqrt(1 - b2**step), lr / (1 - b1**step)
+                    size = second.sqrt() * root + eps
+                    match base:
+                        case "adam":
+                            change = of_first * first / size
+                        case "nadam":
+                            of_first = lr * nadam_mu(b1, step + 1) / (1 - nadam_product(b1, step + 1))
+                            of_g = lr * (1 - nadam_mu(b1, step)) / (1 - nadam_product(b1, step))
+                            change = (of_first * first + of_g * g) / size
+                        case _ if r := rectification(b2, step):
+                            change = of_first * r * first / (second.sqrt() * root + eps * root)
+                        case _:
+                            change = of_first * first
             after = before.to(_wide(group)) - change
             _write(group, part, _narrowed(group, part, after, step, STEP))
 

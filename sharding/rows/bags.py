@@ -211,6 +211,9 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         self.learning = dict(learning)
         self.named = named
         self._arrived: dict[int, Arrived] = {}
+        # Whoever saves or replaces the weights with torch's own words
+        self.register_state_dict_pre_hook(lambda *_: self.settle())
+        self.register_load_state_dict_pre_hook(lambda *_: self.settle())
         self.stepping = False
         """Whether a step is under way: batches that are looked up outside of one are nobody's to step."""
         for kind, lookup in zip(self._sharding_types, self._lookups, strict=True):
@@ -285,6 +288,12 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         self._arrived.clear()
         self.stepping = False
 
+    def settle(self) -> None:
+        """Leave no weight decay pending; to be called before weights are read, or written, by others than a step."""
+        for learner in self.learners():
+            if learner.decay:
+                learner.decay.settle()
+
     def learners(self) -> list[Learner]:
         return [bag.learner for lookup in self._lookups for bag in lookup._emb_modules]
 
@@ -296,10 +305,13 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         if not (
             torch.is_grad_enabled() and (self.training or self.stepping)
         ):  # eval mode is no reason not to learn
+            self.settle()
             return super().forward(sparse)
         arrived = self._arrived.pop(id(sparse), None) or self.send(sparse)
         if self.stepping:
             self.accept(arrived)  # the last in the dictionary is the last looked up
+        for call in arrived.all_calls():
+            call.catch_up()
         pooled = [
             lookup(features, calls)
             for lookup, features, calls in zip(self._lookups, arrived.features, arrived.calls, strict=True)

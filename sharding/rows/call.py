@@ -26,16 +26,21 @@ class Call:
         """The rows of the batch, each once; found at most once a step."""
         return self.learner.kernels.touch(self.learner.group, self.bags, self.learner.stamps)
 
+    def catch_up(self) -> None:
+        """Have the rows of the batch pay their weight decay; collective for replicas that have any."""
+        if self.learner.decay:
+            self.learner.decay.catch_up(self.touched)
+
     def reduce(self, *, ascending: bool) -> Sum:
         """The gradient of each touched row, from the pooled one, which is given up."""
-        return self._reduced(self.touched, ascending=ascending)
+        return self._reduced(self.touched, self.learner.l2, ascending=ascending)
 
-    def _reduced(self, touched: Touched, *, ascending: bool) -> Sum:
+    def _reduced(self, touched: Touched, l2: Tensor | None, *, ascending: bool) -> Sum:
         learner = self.learner
         pooled = self.nothing() if self.pooled is None else self.pooled  # None: no loss depended on it
         self.pooled = None
         return learner.kernels.reduce(
-            learner.group, self.bags, touched, pooled, learner.eta if ascending else None
+            learner.group, self.bags, touched, pooled, learner.eta if ascending else None, l2
         )
 
     def nothing(self) -> Tensor:

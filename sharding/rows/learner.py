@@ -19,8 +19,9 @@ from sparta.models.embedding import table_name
 from sparta.models.hashing import key
 from sparta.optim.rows import kernels_for
 from sparta.optim.rows.frequency import count, scale
-from sparta.optim.rows.group import BASES, Group, Kernels, Rates, Shape, Slots, Sum, Touched
+from sparta.optim.rows.group import BASES, MOMENTS, Group, Kernels, Rates, Shape, Slots, Sum, Touched
 from sparta.sharding.engines import TableOptimizer
+from sparta.sharding.rows.decay import Decay
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class Learner:
         counted = any(optimizer.rule == "helen" for optimizer in optimizers)
         self.counts = torch.zeros(rows, dtype=torch.int64, device=device) if counted else None
         bases = {optimizer.steps_by for optimizer in optimizers}
-        adam = "adam" in bases
+        moments = not bases.isdisjoint(MOMENTS)
         self.slots = Slots(
-            first=torch.zeros(group.elements, device=device) if adam else None,
-            second=torch.zeros(group.elements, device=device) if adam else None,
+            first=torch.zeros(group.elements, device=device) if moments else None,
+            second=torch.zeros(group.elements, device=device) if moments else None,
             sums=torch.zeros(rows, device=device) if "rowwise_adagrad" in bases else None,
         )
         self._rowwise = "rowwise_adagrad" in bases
@@ -80,13 +81,17 @@ class Learner:
         def vector(values: list[Any], dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        self._lr = vector([optimizer.lr for optimizer in optimizers])
+        self._lr = torch.tensor([optimizer.lr for optimizer in optimizers], dtype=torch.float64)
         self.rates = Rates(
-            base=vector([BASES.index(optimizer.steps_by) for optimizer in optimizers], torch.int64),
+            base=torch.tensor([BASES.index(optimizer.steps_by) for optimizer in optimizers]),
             lr=self._lr.clone(),
-            eps=vector([optimizer.eps for optimizer in optimizers]),
-            betas=vector([optimizer.betas for optimizer in optimizers]),
+            eps=torch.tensor([optimizer.eps for optimizer in optimizers], dtype=torch.float64),
+            betas=torch.tensor([optimizer.betas for optimizer in optimizers], dtype=torch.float64),
         )
+        decays = [optimizer.weight_decay for optimizer in optimizers]
+        self.decay = Decay(decays, group, kernels) if any(decays) else None
+        l2s = [optimizer.l2 for optimizer in optimizers]
+        self.l2 = vector(l2s) if any(l2s) else None
         self._dims = vector([one.dim for one in learning])
         # Without a rule the radius is 0, and a row of radius 0 keeps its bits; SAM and ASAM know no frequency.
         self._rho = vector([optimizer.rho if optimizer.rule else 0.0 for optimizer in optimizers])
@@ -220,13 +225,28 @@ class Learner:
         self.kernels.restore(self.group, touched, saved)
 
     def step(self, one: Pass, saved: Tensor | None, *, step: int) -> None:
+        if self.decay:  # first, as AdamW's, and from the restored rows
+            if saved is not None:
+                self.restore(one.touched, saved)
+                saved = None
+            self.decay.catch_up(one.touched)
         means = one.sum.squares / self._dims[one.touched.tables] if self._rowwise else None
         self.kernels.step(
             self.group, one.touched, one.sum.gradient, means, saved, self.rates, self.slots, step=step
         )
 
     def set_lr(self, factor: float) -> None:
-        """Let every table learn at `factor` times its own rate."""
+        """Let every table learn at `factor` times its own rate.
+
+        Raises:
+            ValueError: a table's weight decay would take all of it in one step.
+        """
+        for name, one in zip(self.names, self.learning, strict=True):
+            if factor * one.optimizer.lr * one.optimizer.weight_decay >= 1:
+                raise ValueError(
+                    f"table {name}: {factor} times lr {one.optimizer.lr} times weight_decay "
+                    f"{one.optimizer.weight_decay} is not below 1; take a smaller factor"
+                )
         torch.mul(self._lr, factor, out=self.rates.lr)
 
 

@@ -45,9 +45,9 @@ class ReplicaCall(Call):
     def reduce(self, *, ascending: bool) -> Sum:
         """The gradient of each row that any rank touched, averaged over the ranks as TorchRec does; collective."""
         mine, all_ranks = self._mine, self.touched
-        part = self._reduced(mine, ascending=ascending)
         if ranks() == 1:
-            return part
+            return super().reduce(ascending=ascending)
+        part = self._reduced(mine, None, ascending=ascending)
         gradient = part.gradient.new_zeros(int(all_ranks.packed[-1]))
         where = torch.searchsorted(all_ranks.rows, mine.rows)
         for table, shape in enumerate(self.learner.group.shapes):
@@ -55,6 +55,10 @@ class ReplicaCall(Call):
             values = _rows_of(part.gradient, mine, table, shape.dim)
             _rows_of(gradient, all_ranks, table, shape.dim)[where[ours] - theirs.start] = values
         total(gradient).div_(ranks())
+        if self.learner.l2 is not None:
+            for table, shape in enumerate(self.learner.group.shapes):
+                penalty = self.learner.l2[table] * self._weights(all_ranks, table).double()
+                _rows_of(gradient, all_ranks, table, shape.dim).add_(penalty.float())
         return Sum(gradient, self._squares(all_ranks, gradient, ascending=ascending))
 
     def _squares(self, touched: Touched, gradient: Tensor, *, ascending: bool) -> Tensor:
@@ -63,12 +67,17 @@ class ReplicaCall(Call):
         for table, shape in enumerate(group.shapes):
             values = _rows_of(gradient, touched, table, shape.dim).double()
             if ascending and eta is not None and float(eta[table]) >= 0:
-                first = int(group.layout.first_element[table])
-                weights = group.weights[first : first + shape.rows * shape.stored].view(-1, shape.stored)
-                local = touched.rows[_span(touched.bounds, table)] - group.layout.first_row[table]
-                values = values * (weights[local, : shape.dim].double().abs() + eta[table])
+                values = values * (self._weights(touched, table).double().abs() + eta[table])
             squares[_span(touched.bounds, table)] = values.square().sum(1)
         return squares
+
+    def _weights(self, touched: Touched, table: int) -> Tensor:
+        """(u_t, D) of a table's touched rows as they are now."""
+        group, shape = self.learner.group, self.learner.group.shapes[table]
+        first = int(group.layout.first_element[table])
+        weights = group.weights[first : first + shape.rows * shape.stored].view(-1, shape.stored)
+        local = touched.rows[_span(touched.bounds, table)] - group.layout.first_row[table]
+        return weights[local, : shape.dim]
 
 
 def _span(bounds: Tensor, table: int) -> slice:

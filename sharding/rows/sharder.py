@@ -6,7 +6,7 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import DataType, PoolingType
 
 from sparta.models.errors import ConfigError
 from sparta.optim.rows.group import BASES
@@ -59,13 +59,19 @@ class RowsSharder(Sharder):
                     f"table {config.name} is frozen, and the rows engine steps all its tables; "
                     'give it {"name": "sgd", "lr": 0.0}'
                 )
+            if way.optimizer.weight_decay and config.data_type != DataType.FP32:
+                raise ConfigError(
+                    f"table {config.name}: weight_decay in {config.data_type.value} would be rounded away; keep the "
+                    "table in fp32"
+                )
             _check_counts(config, way)
             # FBGEMM only looks rows up: of its optimizers SGD keeps no state. TorchRec puts tables of one
             # learning rate, which nobody reads, into one group, and a group's tables share our state.
-            group = BASES.index(way.optimizer.steps_by) * 2 + (way.optimizer.rule == "helen")
+            counts, decays = way.optimizer.rule == "helen", way.optimizer.weight_decay > 0
+            group = BASES.index(way.optimizer.steps_by) * 4 + counts * 2 + decays
             if device is not None and device.type == "cuda":
                 # There all rows of a group take tiles and buffers as wide as its widest.
-                group += 2 * len(BASES) * config.embedding_dim
+                group += 4 * len(BASES) * config.embedding_dim
             hand_over(parameter, {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": float(group)})
         return RowsCollection(
             module,

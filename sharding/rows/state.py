@@ -1,12 +1,12 @@
 """What the rows engine knows beside the weights, whatever the plan: one logical tensor per table and kind.
 
-    optim/<table>/exp_avg, exp_avg_sq    (rows, dim) float32    adam's moments
+    optim/<table>/exp_avg, exp_avg_sq    (rows, dim) float32    moments of adam, nadam, radam
     optim/<table>/sum                    (rows, 1) float32      row-wise Adagrad's accumulator
     optim/<table>/count                  (rows, 1) int64        occurrences so far
     optim/step                           int64 scalar           steps taken
 
-What replicas and column shards hold alike is one tensor; torch.distributed.checkpoint stores it once and
-gives it to each of them.
+Weight decay keeps nothing here: no row owes any when weights are read (decay.py). What replicas and column shards hold
+alike is one tensor; torch.distributed.checkpoint stores it once and gives it to each of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from sparta.optim.rows.group import MOMENTS
 from sparta.sharding.rows.learner import Learner
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import OPTIM, STEP, LogicalTable, State, Window, check_all
@@ -56,7 +57,7 @@ def _shapes(tables: RowTables) -> dict[str, tuple[tuple[int, int], torch.dtype]]
     found: dict[str, tuple[tuple[int, int], torch.dtype]] = {}
     for name in tables.names:
         optimizer, (rows, dim) = tables.optimizers[name], tables.shapes[name]
-        if optimizer.steps_by == "adam":
+        if optimizer.steps_by in MOMENTS:
             found[f"{OPTIM}{name}/exp_avg"] = (rows, dim), torch.float32
             found[f"{OPTIM}{name}/exp_avg_sq"] = (rows, dim), torch.float32
         if optimizer.steps_by == "rowwise_adagrad":
@@ -83,7 +84,7 @@ def _of_table(learner: Learner, table: int) -> Iterator[tuple[str, Tensor]]:
     )
     row, element = int(layout.first_row[table]), int(layout.first_element[table])
     slots = learner.slots
-    if optimizer.steps_by == "adam":
+    if optimizer.steps_by in MOMENTS:
         assert slots.first is not None
         assert slots.second is not None
         for kind, flat in (("exp_avg", slots.first), ("exp_avg_sq", slots.second)):

@@ -193,6 +193,9 @@ class RowTables:
         for call, rows in self._ascended:
             if not any(call is other for other, _ in passes):  # a share of the batch was perturbed
                 call.learner.restore(call.touched, rows)
+        for learner in self.learners:
+            if learner.decay:
+                learner.decay.advance(learner.rates.lr)
         for call, one in passes:
             call.learner.step(one, saved.get(call), step=self.steps)
         self._end(kept=True)

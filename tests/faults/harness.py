@@ -23,7 +23,7 @@ def write_job(folder: Path, data: Path, /, **sections: dict[str, Any]) -> Path:
     """A job on two ranks with Helen, dropout, batch norm, an evaluation in the middle and many checkpoints."""
     sections = {
         "optim": {
-            "tables": {"name": "helen", "lr": 0.02, "rho": 0.05},
+            "tables": {"name": "helen", "lr": 0.02, "rho": 0.05, "weight_decay": 0.5, "l2": 1e-3},
             "dense": {"lr": 0.01},
             "schedule": {"decay": "linear"},
             "plateau": {"patience": 0, "factor": 0.5},

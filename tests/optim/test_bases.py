@@ -1,7 +1,7 @@
 """The base optimizers of rows, against torch's own and against loops."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparta.optim.bases import BASES, nadam_product
 from sparta.optim.helen import Helen
 from tests.optim.toys import DIM, ROWS, Batch, Toy, batch_of, batches, loss_of
 
 
-def train(model: Toy, history: list[Batch], *optimizers: torch.optim.Optimizer) -> None:
+def train(model: Toy, history: Sequence[Batch], *optimizers: torch.optim.Optimizer) -> None:
     for batch in history:
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -28,11 +29,11 @@ def assert_equals_torch(
     *,
     within: float,
     sparse: bool = False,
+    history: Sequence[Batch] = tuple(batch_of(seed) for seed in range(6)),
     **same: Any,
 ) -> None:
     """Helen without an ascent, and torch's optimizer of the tables beside Adam of the rest."""
     model, twin = Toy(dtype=torch.float64), Toy(dtype=torch.float64, sparse=sparse)
-    history = [batch_of(seed) for seed in range(6)]
     train(model, history, Helen(model, base=base, **same))
     of_tables = [table.weight for table in twin.tables]
     others = [*twin.hidden.parameters(), *twin.out.parameters()]
@@ -52,6 +53,29 @@ def test_adam_is_torchs_sparse_adam() -> None:
 def test_dense_adam_is_torchs_adam(weight_decay: float) -> None:
     same = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": weight_decay}
     assert_equals_torch("dense_adam", torch.optim.Adam, within=1e-14, **same)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.5)])  # the second is never rectified
+@pytest.mark.parametrize("base, of_torch", [("nadam", torch.optim.NAdam), ("radam", torch.optim.RAdam)])
+def test_nadam_and_radam_are_torchs(
+    base: str, of_torch: type[torch.optim.Optimizer], betas: tuple[float, float]
+) -> None:
+    """Where every row is touched in every step: six of RAdam's, whose variance is not to be told, and six more."""
+    everywhere = [list(range(rows)) for rows in ROWS]
+    history = [
+        Batch([[bag, *bags] for bag, bags in zip(everywhere, batch.bags, strict=True)], [1.0, *batch.labels])
+        for batch in map(batch_of, range(12))
+    ]
+    same = {"lr": 0.05, "betas": betas, "eps": 1e-3}
+    # torch keeps NAdam's product of momenta in float32
+    assert_equals_torch(base, of_torch, within=1e-7, history=history, **same)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize("t", [1, 2, 50, 5000])
+def test_the_product_of_nadams_momenta_is_that_of_all_steps(beta1: float, t: int) -> None:
+    product = math.prod(beta1 * (1 - 0.5 * 0.96 ** (step * 0.004)) for step in range(1, t + 1))
+    assert nadam_product(beta1, t) == pytest.approx(product, rel=1e-12, abs=2.0**-60)
 
 
 def test_sgd_is_torchs_sgd() -> None:
@@ -99,7 +123,7 @@ def test_a_row_first_seen_late_moves_by_the_global_steps_bias_correction() -> No
     assert expected < 3.2
 
 
-@pytest.mark.parametrize("base", ["sgd", "adam", "dense_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("base", BASES)
 def test_sparse_gradients_step_as_dense_ones(base: Any) -> None:
     dense, sparse = Toy(), Toy(sparse=True)
     for model in (dense, sparse):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sparta.optim.bases import BASES
 from sparta.optim.helen import Helen
 from tests.optim.toys import (
     ROWS,
@@ -24,7 +25,6 @@ from tests.optim.toys import (
     loss_of,
 )
 
-BASES = ["sgd", "adam", "dense_adam", "rowwise_adagrad"]
 RHO, XI = 0.05, 0.3
 
 
@@ -294,7 +294,10 @@ def test_authors_dense_part_steps_by_the_first_gradient_unless_it_ascends() -> N
             {"frequency": "dataset"},
             "counts: table tables.0 with frequency dataset needs 5 occurrences, one a row",
         ),
-        ({"base": "lamb"}, "table tables.0: no base 'lamb'; use sgd, adam, dense_adam, rowwise_adagrad"),
+        (
+            {"base": "lamb"},
+            "table tables.0: no base 'lamb'; use sgd, adam, nadam, radam, dense_adam, rowwise_adagrad",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparta.optim.bases import BASES
 from sparta.optim.sam import ASAM, SAM
 from tests.optim.toys import Batch, Toy, batch_of, batches, closure, loss_of
 
@@ -83,7 +84,7 @@ def test_a_gradient_of_zero_goes_nowhere(kind: type[SAM]) -> None:
 
 
 @pytest.mark.parametrize("kind", [SAM, ASAM])
-@pytest.mark.parametrize("base", ["sgd", "adam", "dense_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("base", BASES)
 def test_zero_radius_is_the_base_optimizer_bit_for_bit(kind: type[SAM], base: str) -> None:
     model, twin = Toy(), Toy()
     optimizer, plain = kind(model, rho=0.0, base=base), kind(twin, base=base)

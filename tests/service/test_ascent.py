@@ -26,7 +26,12 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in toys.history(run) if "loss" in line]
 
 
-HELEN = {"tables": {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_every": 2}, "dense": {"lr": 0.01}}
+DECAYS = {"weight_decay": 0.5, "l2": 1e-3}
+HELEN = {
+    "tables": {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_every": 2, **DECAYS},
+    "dense": {"lr": 0.01},
+    "schedule": {"decay": "linear"},
+}
 
 
 def test_helen_trains_the_same_on_any_ranks_and_plan(pool: Pool, data: Path, tmp_path: Path) -> None:
@@ -53,6 +58,13 @@ def test_an_ascent_in_bf16_is_another_but_as_good(pool: Pool, data: Path, tmp_pa
         found[precision] = losses(tmp_path / precision), result["eval"]["test"]["click"]["auc"]
     assert found["bf16"][0] != found["fp32"][0]
     assert found["bf16"][1] == pytest.approx(found["fp32"][1], abs=5e-3)
+
+
+def test_a_table_may_decay_in_its_own_way(data: Path) -> None:
+    job = toys.job_of(data, optim=HELEN, tables={"colour": {"weight_decay": 0.0}, "user": {"l2": 0.25}})
+    chosen = build.table_optimizers(job, tables_of(build.model(job, build.schema(job))))
+    found = {name: (one.weight_decay, one.l2) for name, one in chosen.items()}
+    assert (found["colour"], found["user"], found["tags"]) == ((0.0, 1e-3), (0.5, 0.25), (0.5, 1e-3))
 
 
 def test_frequencies_of_the_dataset_are_those_of_its_rows(data: Path) -> None:

@@ -52,6 +52,13 @@ def test_an_override_edits_before_validation(job_file: Path) -> None:
         ("optim.dense.name=adamm", "did you mean adam?"),
         ("optim.tables={name: adagrad}", "engine rows has no adagrad"),
         ("optim.tables={name: helen, engine: fbgemm}", "engine fbgemm has no helen"),
+        ("optim.tables={name: nadam, engine: fbgemm}", "engine fbgemm has no nadam; use engine: rows"),
+        (
+            "optim.tables={name: adagrad, engine: fbgemm, weight_decay: 0.1}",
+            "engine fbgemm has no weight_decay; use engine: rows",
+        ),
+        ("optim.tables={name: sgd, engine: fbgemm, l2: 0.1}", "engine fbgemm has no l2; use engine: rows"),
+        ("tables.C3.weight_decay=-1", "tables.C3.weight_decay: -1"),
         (
             "optim.tables={name: helen, ascend_fraction: 0.3}",
             "ascend_fraction 0.3 is not 1 over a whole number",
@@ -173,6 +180,8 @@ def test_a_key_that_is_given_twice_is_refused_by_its_line(job_file: Path) -> Non
         ([], 0.02),
         (["optim.tables.name=helen"], 1e-3),
         (["optim.tables.name=adam"], 1e-3),
+        (["optim.tables.name=nadam"], 1e-3),
+        (["optim.tables.name=sam", "optim.tables.base=radam"], 1e-3),
         (["optim.tables.name=helen", "optim.tables.base=rowwise_adagrad"], 0.02),
         (["optim.tables.name=helen", "optim.tables.lr=0.5"], 0.5),
     ],

@@ -38,10 +38,10 @@ REFERENCE = "table_wise-1"
 
 OPTIMIZERS = {
     "rows": {
-        "C1": TableOptimizer("helen", 0.02, base="adam", rho=0.05),
+        "C1": TableOptimizer("helen", 0.02, base="adam", rho=0.05, weight_decay=0.5),
         "C2": TableOptimizer("rowwise_adagrad", 0.05),
         "tags": TableOptimizer("helen", 0.05, base="rowwise_adagrad", rho=0.05),
-        "few": TableOptimizer("adam", 0.02),
+        "few": TableOptimizer("nadam", 0.02, weight_decay=2.0, l2=0.01),
         "C1.wide": TableOptimizer("sgd", 0.05),
     },
     "fbgemm": {

@@ -81,7 +81,7 @@ def state_of_rows(rank: int, ranks: int, sharding: str | None, name: str) -> lis
     return found
 
 
-@pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad", "adam", "helen", "sam"])
+@pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad", "adam", "nadam", "radam", "helen", "sam"])
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "table_row_wise", None])
 def test_estimates_are_what_the_rows_engine_holds(pool: Pool, sharding: str | None, name: str) -> None:
     for state, *buffers in pool.run(4, state_of_rows, sharding, name, local_ranks=2):

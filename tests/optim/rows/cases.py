@@ -47,13 +47,22 @@ class Case:
                 return x.detach().clone() if device is None else x.detach().clone().to(device)
             return x
 
-        group, bags, rates, slots = (
+        group, bags, slots = (
             replace(
                 x, **{name: copied(getattr(x, name)) for name in x.__dataclass_fields__ if name != "layout"}
             )
-            for x in (self.group, self.bags, self.rates, self.slots)
+            for x in (self.group, self.bags, self.slots)
         )
-        return Case(group, bags, copied(self.pooled), copied(self.scratch), copied(self.eta), rates, slots)
+        # Rates are on the host, and nobody writes into them.
+        return replace(
+            self,
+            group=group,
+            bags=bags,
+            pooled=copied(self.pooled),
+            scratch=copied(self.scratch),
+            eta=copied(self.eta),
+            slots=slots,
+        )
 
 
 def make(

@@ -26,6 +26,16 @@ def whole_step(kernels: Kernels, case: Case, *, step: int = 3) -> Iterator[tuple
     yield "packed", touched.packed
     yield "counts", by_row(touched, touched.counts)
     yield "tables", by_row(touched, touched.tables)
+    if group.weights.dtype == torch.float32:
+        decayed = (
+            torch.rand(max(group.rows, 1), generator=torch.Generator().manual_seed(3))
+            .double()
+            .round(decimals=1)
+        )
+        decayed, decay = (x.to(group.weights.device) for x in (decayed, torch.full_like(case.rates.lr, 0.5)))
+        kernels.catch_up(group, touched, decayed, decay)
+        yield "caught up", group.weights.clone()
+        yield "decayed", decayed
     found = kernels.reduce(group, case.bags, touched, case.pooled, case.eta)
     yield "gradient", values_by_row(group, touched, found.gradient)
     yield "squares", {row: torch.tensor(x) for row, x in by_row(touched, found.squares).items()}
@@ -36,7 +46,10 @@ def whole_step(kernels: Kernels, case: Case, *, step: int = 3) -> Iterator[tuple
     yield "weight gradient", kernels.weight_gradient(group, case.bags, case.pooled)
     kernels.restore(group, touched, saved)
     yield "restored", group.weights.clone()
-    second = kernels.reduce(group, case.bags, touched, case.pooled, None)
+    l2 = torch.tensor([0.25, 0.0] * len(group.shapes), dtype=torch.float64)[: len(group.shapes)]
+    second = kernels.reduce(group, case.bags, touched, case.pooled, None, l2.to(group.weights.device))
+    yield "penalised", values_by_row(group, touched, second.gradient)
+    yield "its squares", {row: torch.tensor(x) for row, x in by_row(touched, second.squares).items()}
     kernels.perturb(group, touched, found.gradient, scale, case.eta, step=step)
     means = over_rows(group, touched, 7)
     kernels.step(group, touched, second.gradient, means, saved, case.rates, case.slots, step=step)

@@ -21,7 +21,7 @@ from sparta.optim.rows.plain import PLAIN
 from tests.optim.rows.cases import Case, by_row, cases, make, over_rows, untouched, values_by_row, zipf
 from tests.optim.rows.contest import closely, compare, exactly, whole_step
 
-KERNELS = ("touch", "close_up", "reduce", "perturb", "restore", "step", "weight_gradient")
+KERNELS = ("touch", "close_up", "catch_up", "reduce", "perturb", "restore", "step", "weight_gradient")
 
 
 @pytest.fixture(autouse=True)

@@ -101,12 +101,14 @@ def test_compiles_for_a_gpu_that_need_not_be_here(
         [Shape(9, 10, 12)], [2] * 8, samples=8, seed=1, mean=True, weighted=True, etas=[0.1], dtype=dtype
     )
     touched = gpu.GPU.touch(case.group, case.bags, case.scratch)
-    found = gpu.GPU.reduce(case.group, case.bags, touched, case.pooled, case.eta)
+    ones = torch.ones(len(case.group.shapes), dtype=torch.float64)
+    gpu.GPU.catch_up(case.group, touched, torch.zeros(case.group.rows, dtype=torch.float64), ones)
+    found = gpu.GPU.reduce(case.group, case.bags, touched, case.pooled, case.eta, ones)
     saved = gpu.GPU.perturb(case.group, touched, found.gradient, found.squares, case.eta, step=1)
     gpu.GPU.restore(case.group, touched, saved)
     gpu.GPU.step(case.group, touched, found.gradient, found.squares, saved, case.rates, case.slots, step=1)
     gpu.GPU.weight_gradient(case.group, case.bags, case.pooled)
-    assert len(launched) == 6
+    assert len(launched) == 7
     for kernel, operands, flags in launched.values():
         kinds, constants = signature(operands, kernel, flags)
         source = ASTSource(

@@ -71,11 +71,15 @@ def test_every_touched_row_stands_once_with_its_occurrences(case: Case) -> None:
 
 
 @settings(deadline=None)
-@given(cases(dtypes=DOUBLE))
-def test_reduce_is_a_loop_over_the_ids(case: Case) -> None:
+@given(cases(dtypes=DOUBLE), st.sampled_from([None, 0.3]))
+def test_reduce_is_a_loop_over_the_ids(case: Case, penalty: float | None) -> None:
     touched = touch(case)
-    found = PLAIN.reduce(case.group, case.bags, touched, case.pooled, case.eta)
+    l2 = None if penalty is None else torch.full((len(case.group.shapes),), penalty, dtype=torch.float64)
+    found = PLAIN.reduce(case.group, case.bags, touched, case.pooled, case.eta, l2)
     expected, table_of = slow_gradients(case), by_row(touched, touched.tables)
+    for row, values in expected.items() if penalty else ():
+        w = case.group.weights[place_of(case.group, table_of[row], row)].tolist()
+        expected[row] = [g + penalty * x for g, x in zip(values, w, strict=True)]
     squares = by_row(touched, found.squares)
     for row, values in values_by_row(case.group, touched, found.gradient).items():
         assert values.tolist() == pytest.approx(expected[row], rel=1e-12, abs=1e-12)
@@ -120,6 +124,25 @@ def test_gradients_are_those_of_embedding_bag(case: Case) -> None:
                 assert leaf.grad is not None
                 torch.testing.assert_close(found[first + row], leaf.grad[row])
         first += shape.rows
+
+
+@settings(deadline=None)
+@given(cases(dtypes=DOUBLE), st.lists(st.floats(0, 2), min_size=1, max_size=4))
+def test_rows_that_catch_up_pay_every_step_once_whenever_they_do(case: Case, steps: list[float]) -> None:
+    """Paid after each step or after all of them, the product is the same; untouched rows pay nothing."""
+    touched, twin, before = touch(case), case.fresh(), case.group.weights.clone()
+    decay = torch.zeros(len(case.group.shapes), dtype=torch.float64)
+    often, once = torch.zeros(2, max(case.group.rows, 1), dtype=torch.float64)
+    for step in steps:
+        decay = decay + step
+        PLAIN.catch_up(case.group, touched, often, decay)
+    PLAIN.catch_up(twin.group, touched, once, decay)
+    torch.testing.assert_close(case.group.weights, twin.group.weights, rtol=1e-12, atol=0)
+    assert torch.equal(often, once)
+    free = untouched(case.group, touched)
+    assert torch.equal(case.group.weights[free], before[free])
+    expected = before[~free] * math.exp(-sum(steps))
+    torch.testing.assert_close(case.group.weights[~free], expected, rtol=1e-12, atol=0)
 
 
 @settings(deadline=None)
@@ -184,8 +207,18 @@ def slow_step(
         case "rowwise_adagrad":
             return w - lr * g / (math.sqrt(s) + eps), m, v
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-    update = (m / (1 - b1**step)) / (math.sqrt(v / (1 - b2**step)) + eps)
-    return w - lr * update, m, v
+    corrected, root = m / (1 - b1**step), math.sqrt(v / (1 - b2**step))
+    if base == "nadam":
+        mu = [b1 * (1 - 0.5 * 0.96 ** (0.004 * t)) for t in range(1, step + 2)]
+        corrected = mu[-1] * m / (1 - math.prod(mu)) + (1 - mu[-2]) * g / (1 - math.prod(mu[:-1]))
+    if base == "radam":
+        longest = 2 / (1 - b2) - 1
+        length = longest - 2 * step * b2**step / (1 - b2**step)
+        if length <= 5:
+            return w - lr * corrected, m, v
+        r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        return w - lr * corrected * math.sqrt(r * (1 - b2**step)) / (math.sqrt(v) + eps), m, v
+    return w - lr * corrected / (root + eps), m, v
 
 
 @settings(deadline=None)

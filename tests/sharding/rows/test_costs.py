@@ -51,10 +51,11 @@ def largest_tensor(rank: int, ranks: int, world: World, kind: str) -> tuple[int,
     return seen.elements, seen.by
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_operator_of_a_step_goes_over_a_table(pool: Pool, kind: str) -> None:
-    rows = 100_000
-    tables = tuple(TableSpec(f"t{n}", rows, 8, TableOptimizer("helen", LR)) for n in range(5))
+def test_no_operator_of_a_step_goes_over_a_table(pool: Pool, kind: str, rate: float) -> None:
+    rows, helen = 100_000, TableOptimizer("helen", LR, weight_decay=rate, l2=rate)
+    tables = tuple(TableSpec(f"t{n}", rows, 8, helen) for n in range(5))
     for elements, by in pool.run(2, largest_tensor, World(tables), kind):
         assert 0 < elements < rows / 10, by
 

@@ -56,11 +56,13 @@ def test_a_step_equals_that_of_the_cpus_kernels(pool: Pool, kind: str) -> None:
 
     world = World(
         (
-            TableSpec("t0", 12, 8, helen(count_missing=False)),
+            TableSpec("t0", 12, 8, helen(count_missing=False, weight_decay=0.5)),
             TableSpec("t1", 3, 12, helen(xi=0.0, base="rowwise_adagrad"), 2),
             TableSpec("t2", 1, 1, helen(norm="table", base="sgd")),
-            TableSpec("t3", 9, 10, helen(frequency="batch")),
-            TableSpec("t4", 5, 10, TableOptimizer("asam", 0.05, rho=0.05)),
+            TableSpec("t3", 9, 10, helen(frequency="batch", l2=0.1)),
+            TableSpec("t4", 5, 10, TableOptimizer("asam", 0.05, rho=0.05, l2=0.2)),
+            TableSpec("t5", 15, 8, TableOptimizer("nadam", 0.05, weight_decay=1.0)),
+            TableSpec("t6", 7, 3, TableOptimizer("sam", 0.05, base="radam", rho=0.05)),
         ),
         steps=3,
         dyadic=False,

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparta.optim.rows.group import BASES
 from sparta.sharding.engines import TableOptimizer
 from tests.pool import Pool
 from tests.sharding.rows.world import (
@@ -34,7 +35,7 @@ def optimizers() -> st.SearchStrategy[TableOptimizer]:
         TableOptimizer,
         name=st.just("helen"),
         lr=st.just(LR),
-        base=st.sampled_from(["sgd", "adam", "rowwise_adagrad"]),
+        base=st.sampled_from(BASES),
         rho=st.sampled_from([0.25, 0.0625]),
         xi=st.sampled_from([0.0, 0.5, 1.0]),
         norm=st.sampled_from(["row", "table"]),
@@ -43,7 +44,7 @@ def optimizers() -> st.SearchStrategy[TableOptimizer]:
     )
     others = st.builds(
         TableOptimizer,
-        name=st.sampled_from(["sam", "asam", "adam", "sgd", "rowwise_adagrad"]),
+        name=st.sampled_from(["sam", "asam", *BASES]),
         lr=st.just(LR),
         base=st.sampled_from(["sgd", "adam"]),
         rho=st.just(0.125),
@@ -120,7 +121,7 @@ def test_plan_invariance_of_one_step(pool: Pool, kind: str, world: World, ranks:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("base", ["adam", "rowwise_adagrad", "sgd"])
+@pytest.mark.parametrize("base", BASES)
 def test_plan_invariance_over_20_steps(pool: Pool, kind: str, ranks: int, base: str) -> None:
     def helen(**own: object) -> TableOptimizer:
         return TableOptimizer("helen", 0.05, base=base, rho=0.05, **own)  # type: ignore[arg-type]
@@ -187,7 +188,7 @@ def test_restored_weights_are_those_before_the_ascent_to_the_bit(pool: Pool, kin
             assert torch.equal(before[name], after[name])
 
 
-@pytest.mark.parametrize("base", ["adam", "rowwise_adagrad", "sgd"])
+@pytest.mark.parametrize("base", BASES)
 @few
 @given(world=worlds(steps=st.just(4), dyadic=st.just(False)), rule=st.sampled_from(["helen", "sam", "asam"]))
 def test_a_radius_of_zero_is_the_base_optimizer_to_the_bit(

@@ -63,6 +63,10 @@ class World:
     ascend_every: int = 1
     half: bool = False
     """Weights in float16."""
+    factors: Sequence[float] = ()
+    """On the learning rates, of each step; 1 if not given."""
+    settles: Sequence[int] = ()
+    """Steps after which no row owes weight decay; after the last one none does anyway."""
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Occurrences in the training set, of tables with frequency dataset."""
 
@@ -276,15 +280,24 @@ def run(
             poison = world.poison.get(number) if rank == ranks - 1 else None  # noqa: B023
             return {"gradient": value * torch.inf, "loss": value + torch.inf}.get(poison or "", value)
 
+        if world.factors:
+            step.tables.set_lr(world.factors[number - 1])
         value = step(loss)
         dist.all_reduce(value)
         losses.append(float(value) / ranks)
+        if number in (*world.settles, world.steps):
+            settle(step)
         weights.append(whole_weights(world, module))
         if len(seen) == 2:
             perturbed.append(seen[1])
     if save:
         dcp.save(everything(world, module, step), checkpoint_id=save)
     return Outcome(losses, weights, perturbed, whole_state(step), step.tables.most_frequent(), step.refused)
+
+
+def settle(step: RowsStep) -> None:
+    for one in step.tables.collections:
+        one.settle()
 
 
 def everything(world: World, module: nn.Module, step: RowsStep) -> dict[str, Tensor]:
