@@ -18,7 +18,7 @@ import yaml
 from sparta.models import zoo
 from sparta.models.embedding import Inputs
 from sparta.models.schema import Feature, Schema
-from sparta.service.config import Job, TableOptimizerSettings, load_job
+from sparta.service.config import Job, load_job
 from sparta.service.data.prepare import prepare
 from sparta.service.data.spec import Spec, load_spec
 from sparta.service.settings import Yaml
@@ -91,8 +91,6 @@ def job_of(data: str, model: str) -> Job:
     """What the study trains."""
     (optimizer,) = study(data)["optimizers"].values()
     edits = settings(data, model) | optimizer["set"]
-    if "l2" not in TableOptimizerSettings.model_fields:
-        del edits["optim.tables.l2"]
     return load_job(JOBS / f"{data}.yaml", [f"{key}={json.dumps(value)}" for key, value in edits.items()])
 
 
