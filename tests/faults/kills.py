@@ -83,7 +83,7 @@ class Siege:
         self._note(
             {
                 "summary": "kills by phase",
-                **self.by_phase,
+                "by_phase": dict(self.by_phase),
                 "kills": self._done,
                 "runs": self._run,
                 "harness_seed": self._seed,
