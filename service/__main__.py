@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparta.models.errors import ConfigError, SpartaError
+from sparta.service.compare.arguments import add_arguments
 
 CHECKPOINT = ("list", "verify", "export")
 """What `sparta checkpoint` does."""
@@ -98,6 +99,9 @@ def parser() -> Parser:
         "--checkpoint", choices=("best", "last"), help="export: default: what result.json is about"
     )
     checkpoint.add_argument("--json", action="store_true", help="list, verify: print JSON instead of a table")
+
+    compare = verbs.add_parser("compare", help="run a study: data x models x optimizers x seeds, to a table")
+    add_arguments(compare)
 
     for name, verb in verbs.choices.items():
         verb.prog = f"sparta {name}"
@@ -266,6 +270,12 @@ def checkpoint(arguments: argparse.Namespace) -> None:
     checkpoint(arguments)
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    from sparta.service.compare.verb import compare
+
+    compare(arguments)
+
+
 VERBS = {
     "synth": synth,
     "prepare": prepare,
@@ -275,6 +285,7 @@ VERBS = {
     "evaluate": evaluate,
     "predict": predict,
     "checkpoint": checkpoint,
+    "compare": compare,
 }
 
 

@@ -1,4 +1,4 @@
-"""The study file of `sparta compare`: data x models x optimizers x seeds, checked before anything starts. No torch here.
+"""The study file of `sparta compare`: data x models x optimizers x seeds, checked before it starts. No torch here.
 
 Each cell is an ordinary job: the data set's job file, edited as `--set` edits it, in this order, later ones winning:
 `set` of the study, of the data set, of the model, what the data set says of that model, `set` of the optimizer, the
@@ -21,6 +21,7 @@ the valid split says what the final cells take, one a seed. Only these see the t
 """
 
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -235,7 +236,7 @@ def load_study(path: Path) -> Study:
         raise ConfigError(f"{path}: {explain(error, Study)}") from error
     here = path.absolute().parent
     data = {
-        name: one.model_copy(update={"job": str(here / one.job), "prepare": _spec(here, one.prepare)})
+        name: one.model_copy(update={"job": _at(here, one.job), "prepare": _spec(here, one.prepare)})
         for name, one in study.data.items()
     }
     return study.model_copy(update={"data": data})
@@ -243,4 +244,8 @@ def load_study(path: Path) -> Study:
 
 def _spec(here: Path, spec: str | None) -> str | None:
     """The path of a spec; a word without a folder or an ending is the name of a built-in one."""
-    return str(here / spec) if spec and ("/" in spec or "." in spec) else spec
+    return _at(here, spec) if spec and ("/" in spec or "." in spec) else spec
+
+
+def _at(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / path)

@@ -1,0 +1,60 @@
+"""Cells on this machine: so many at a time, each slot a process that stays up."""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from sparta.models.errors import SpartaError
+from sparta.service.compare import worker
+from sparta.service.compare.arguments import cores
+from sparta.service.compare.cells import Cell, Folder
+from sparta.service.compare.run import Runner
+
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@contextmanager
+def slots(folder: Folder, number: int) -> Iterator[Runner]:
+    """Processes that share the cores; what they are at when they are left is stopped in time, and can go on."""
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, cores() // number)
+    os.environ.update(
+        dict.fromkeys(_THREADS, str(threads))
+    )  # which their libraries read when they are loaded
+    numbers = spawn.Queue()
+    for slot in range(number):
+        numbers.put(slot)
+    start = partial(worker.start, folder.logs, threads, numbers)
+    executor = ProcessPoolExecutor(number, spawn, initializer=start)
+
+    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
+        futures = {
+            executor.submit(
+                worker.run, worker.Task(Path(cell.job), tuple(folder.edits(cell)), folder.run(cell))
+            ): cell
+            for cell in cells
+        }
+        try:
+            for done in as_completed(futures):
+                yield futures[done], done.result()
+                shutil.rmtree(folder.run(futures[done]) / "checkpoints", ignore_errors=True)
+        except BrokenProcessPool as error:
+            raise SpartaError(
+                f"a slot was killed (out of memory?), see {folder.logs}; what is done stays, run it again"
+            ) from error
+
+    try:
+        yield run
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown()
