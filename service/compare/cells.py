@@ -15,11 +15,14 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema, load_schema
@@ -27,6 +30,7 @@ from sparta.service.compare.study import Knobs, Study
 from sparta.service.config import Job, load_job
 from sparta.service.job_text import read_text
 from sparta.service.run import RunDirectory, write_atomically
+from sparta.service.settings import Yaml
 
 Record = dict[str, Any]
 METRICS = ("auc", "logloss")
@@ -133,8 +137,9 @@ class Folder:
             settings.pop(key, None)  # `model.args` after `model.args.hidden` replaces it, before it does not
             settings[key] = value
         if self.study.data[cell.data].made:
-            settings["data.path"] = _short(self.dataset(cell.data)) if short else str(self.dataset(cell.data))
-        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+            path = self.dataset(cell.data)
+            settings["data.path"] = Path(_short(path)) if short else str(path)
+        return [f"{key}={_text(value)}" for key, value in settings.items()]
 
     def job(self, cell: Cell) -> Job:
         """The job of a cell.
@@ -195,6 +200,8 @@ class Folder:
 
     def record(self, cell: Cell) -> Record | None:
         """What a cell came to, if it is done."""
+        if self.study.data[cell.data].made and not self.dataset(cell.data).exists():
+            return None
         path = self.path / "cells" / f"{self.key(cell)}.json"
         record: Record | None = json.loads(path.read_text()) if path.is_file() else None
         return record
@@ -235,6 +242,7 @@ class Folder:
             "rerun": self.command(cell),
         }
         write_atomically(self.path / "cells" / f"{self.key(cell)}.json", json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # the study asks nothing more of the weights
         return record
 
     def chosen(self, data: str, model: str, optimizer: str) -> tuple[Knobs | None, list[Record]]:
@@ -258,6 +266,12 @@ def choose(records: Sequence[Record]) -> int | None:
 
 def _hash(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """A value as YAML on one line, and as one would type it."""
+    typed = isinstance(value, str) and value.isidentifier() and yaml.load(value, Yaml) == value
+    return str(value) if typed or isinstance(value, Path) else json.dumps(value)
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:

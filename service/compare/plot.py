@@ -3,7 +3,6 @@
 Drawn on a Figure of its own: pyplot would keep global state and look for a display.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,41 +15,51 @@ from sparta.service.compare.table import SURE, TITLES
 
 def draw(result: Record, out: Path) -> None:
     """Draw `study.json` into the PNG `out`, which is replaced in one go."""
-    names, models = [data["name"] for data in result["data"]], list(result["models"])
-    width = max(4.6, 0.16 * len(models) * len(result["optimizers"]) + 1.5)
-    figure = Figure(figsize=(4 * width, 3.2 * len(names) + 0.4), dpi=110, layout="constrained")
+    names, models, optimizers = [data["name"] for data in result["data"]], *_labels(result)
+    width = max(4.6, 0.14 * len(models) * len(optimizers) + 1.5)
+    figure = Figure(figsize=(2 * width, 5.4 * len(names) + 0.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels: Sequence[Sequence[Axes]] = list(figure.subplots(len(names), 4, squeeze=False))
-    first = next(iter(result["optimizers"].values()))
-    for row, data in zip(panels, names, strict=True):
-        for metric, (scores, gains) in zip(TITLES, (row[:2], row[2:]), strict=True):
+    panels = figure.subplots(2 * len(names), 2, squeeze=False)
+    first = next(iter(optimizers.values()))
+    for place, data in enumerate(names):
+        for metric, scores, gains in zip(TITLES, panels[2 * place], panels[2 * place + 1], strict=True):
             scores.set_title(f"{data}: test {TITLES[metric]}")
-            gains.set_title(f"{data}: {TITLES[metric]} - {first}'s, a seed a dot; filled: p < {SURE:g}")
+            gains.set_title(f"{data}: {TITLES[metric]} - {first}'s")
             gains.axhline(0, color="0.6", linewidth=0.8)
-            for number, optimizer in enumerate(result["optimizers"]):
-                found = [
-                    group
-                    for group in result["groups"]
-                    if (group["data"], group["optimizer"]) == (data, optimizer)
-                ]
-                place = (number + 0.5) / len(result["optimizers"]) * 0.8 - 0.4
-                for group in found:
-                    at = models.index(group["model"]) + place
+            for group in result["groups"]:
+                if group["data"] == data:
+                    number = list(optimizers).index(group["optimizer"])
+                    at = list(models).index(group["model"]) + (number + 0.5) / len(optimizers) * 0.8 - 0.4
                     _scores(scores, at, group, metric, f"C{number}")
                     _gains(gains, at, group, metric, f"C{number}")
-                scores.plot([], [], "o", color=f"C{number}", label=result["optimizers"][optimizer])
-        for axis in row:
-            axis.set_xticks(range(len(models)), [result["models"][model] for model in models])
-            axis.set_xlim(-0.5, len(models) - 0.5)
-            axis.grid(axis="y", alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.ticklabel_format(axis="y", useOffset=False)
+            for axis in (scores, gains):
+                axis.set_xticks(range(len(models)), list(models.values()))
+                axis.set_xlim(-0.5, len(models) - 0.5)
+                axis.grid(axis="y", alpha=0.25)
+                axis.spines[["top", "right"]].set_visible(False)
+                axis.ticklabel_format(axis="y", useOffset=False)
+    for number, label in enumerate(optimizers.values()):
+        panels[0][0].plot([], [], "o", color=f"C{number}", label=label)
+    figure.suptitle(
+        f"{result['name']}: seeds, mean and deviation; differences paired by seed, filled where p < {SURE:g}",
+        fontsize="medium",
+    )
     figure.legend(
         *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False
     )
     unfinished = out.with_name(out.name + ".part")
     figure.savefig(unfinished, format="png")
     unfinished.replace(out)
+
+
+def _labels(result: Record) -> tuple[dict[str, str], dict[str, str]]:
+    """Models and optimizers that something is known of, with their labels."""
+    known = ({group[kind] for group in result["groups"]} for kind in ("model", "optimizer"))
+    models, optimizers = (
+        {name: label for name, label in labels.items() if name in names}
+        for labels, names in zip((result["models"], result["optimizers"]), known, strict=True)
+    )
+    return models, optimizers
 
 
 def _scores(axis: Axes, at: float, group: Record, metric: str, color: str) -> None:

@@ -32,6 +32,8 @@ def collect(folder: Folder) -> Record:
             group, told = _of_model(folder, name, model)
             groups += group
             rows |= told
+        if published := study.data[name].published:
+            rows["published"] = {model: figures.model_dump() for model, figures in published.items()}
         data.append({"name": name, **rows})
     if not groups:
         raise ConfigError(f"{folder.path}: no cell is done with all its seeds yet; run `sparta compare` on")

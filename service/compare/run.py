@@ -159,6 +159,8 @@ def _result(folder: Folder, cell: Cell) -> Record | None:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 

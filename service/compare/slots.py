@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +42,6 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
         try:
             for done in as_completed(futures):
                 yield futures[done], done.result()
-                shutil.rmtree(folder.run(futures[done]) / "checkpoints", ignore_errors=True)
         except BrokenProcessPool as error:
             raise SpartaError(
                 f"a slot was killed (out of memory?), see {folder.logs}; what is done stays, run it again"

@@ -48,9 +48,8 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     rows, aucs = len(weights_N), np.empty((resamples, len(runs)))
     for resample in range(resamples):
-        drawn_N: Floats = np.bincount(rng.integers(0, rows, rows), minlength=rows) * weights_N.astype(
-            np.float64
-        )
+        counts_N = np.bincount(rng.integers(0, rows, rows), minlength=rows)
+        drawn_N = counts_N.astype(np.float64) * weights_N
         aucs[resample] = [run.auc(drawn_N) for run in runs]
     return aucs
 

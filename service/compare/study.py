@@ -62,6 +62,13 @@ class Synth(Settings):
     seed: int = 1
 
 
+class Published(Settings):
+    """What others report of a model on a data set: shown beside ours, and used for nothing else."""
+
+    auc: float
+    logloss: float
+
+
 class DataSet(Settings):
     """One data set and the job that trains on it."""
 
@@ -79,6 +86,8 @@ class DataSet(Settings):
     set: Edits = {}
     models: Mapping[Name, Edits] = {}
     """By model: what it sets on this data set."""
+    published: Mapping[Name, Published] = {}
+    """By model: what others report."""
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> "DataSet":
@@ -182,10 +191,11 @@ class Study(Settings):
         if EACH in self.models:
             raise ValueError(f"models.{EACH}: that name means all of them in tuning.model; take another")
         for name, data in self.data.items():
-            if unknown := sorted(set(data.models) - set(self.models)):
-                raise ValueError(
-                    f"data.{name}.models: {', '.join(unknown)}: no model of the study; known: {known}"
-                )
+            for key, named in (("models", data.models), ("published", data.published)):
+                if unknown := sorted(set(named) - set(self.models)):
+                    raise ValueError(
+                        f"data.{name}.{key}: {', '.join(unknown)}: no model of the study; known: {known}"
+                    )
         for place, edits in self._edits():
             if ours := [key for key in edits if key in _OURS]:
                 raise ValueError(f"{place}.{ours[0]}: the study itself decides that; drop it")

@@ -6,29 +6,29 @@ optimizer (p < .05 over the seeds). What was not run, or has not been, is a dash
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 from sparta.service.compare.cells import Record
 
 TITLES = {"auc": "AUC", "logloss": "LogLoss"}
-_BEST = {"auc": max, "logloss": min}
 SURE = 0.05
 """Above this p a difference may well be chance."""
 _DASH = "—"
-_ROW = ("data", "model")
 
 
 def document(result: Record) -> str:
     """The whole of `table.md`."""
-    parts = [f"# {result['name']}", told(result)]
+    return f"# {result['name']}\n\n{summary(result)}\n\n{lines(result)}\n"
+
+
+def summary(result: Record) -> str:
+    """How the numbers came about, for each data set a table a metric, and what they say in words."""
+    parts = [told(result)]
     for data in result["data"]:
-        parts += [
-            f"## {data['name']}",
-            positives(data),
-            *(matrix(result, data["name"], metric) for metric in TITLES),
-        ]
-    parts += ["## Every optimizer", lines(result), "\n".join(f"- {said}" for said in verdicts(result))]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        found = [matrix(result, data["name"], metric) for metric in TITLES]
+        parts += [f"**{data['name']}**{_size(data)}", *found] if any(found) else []
+    return "\n\n".join([*parts, "\n".join(f"- {said}" for said in verdicts(result))])
 
 
 def told(result: Record) -> str:
@@ -46,34 +46,46 @@ def told(result: Record) -> str:
     first = _first(result)
     said.append(f"`p`: paired t-test over the seeds against {first}, two-sided; `*`: p < {plain(SURE, 2)}.")
     if result["resamples"]:
-        said.append(f"Intervals: paired bootstrap over the test rows, {result['resamples']:,} resamples.")
+        said.append(
+            f"Intervals: paired bootstrap over the test rows, {result['resamples']:,} resamples; better and worse go by "
+            "them."
+        )
     said.append(f"{', '.join(result['dates'])}; {_versions(result)}.")
     return " ".join(said)
 
 
 def matrix(result: Record, data: str, metric: str) -> str:
-    """One metric on one data set: a row a model, a column an optimizer, the best of a row bold; and the means."""
+    """One metric on one data set: a row a model, a column an optimizer, the best of a row bold; and the means.
+
+    Where others' figures are known they stand in a last column.
+    """
+    groups = {(one["model"], one["optimizer"]): one for one in _of(result, data=data)}
     optimizers = [name for name in result["optimizers"] if _of(result, optimizer=name)]
-    rows, means = [], {name: list[float]() for name in optimizers}
-    for model, label in result["models"].items():
-        groups = {group["optimizer"]: group for group in _of(result, data=data, model=model)}
-        if not groups:
-            continue
-        values = {name: groups[name][metric]["mean"] for name in groups if metric in groups[name]}
-        best = plain(_BEST[metric](values.values())) if values else None
-        cells = [_cell(groups.get(name), metric, best) for name in optimizers]
-        rows.append((label, *cells))
+    models = [model for model in result["models"] if any(name == model for name, _ in groups)]
+    published = next(one for one in result["data"] if one["name"] == data).get("published", {})
+    rows, columns = [], dict[str, list[float]]()
+    for model in models:
+        values = {
+            name: groups[model, name][metric]["mean"]
+            for name in optimizers
+            if metric in groups.get((model, name), {})
+        }
+        cells = [_cell(groups.get((model, name)), metric, _best(values, metric)) for name in optimizers]
+        beside = [plain(published[model][metric]) if model in published else _DASH] * bool(published)
+        rows.append((result["models"][model], *cells, *beside))
         for name, value in values.items():
-            means[name].append(value)
-    if not rows:
-        return ""
-    if len(rows) > 1:
-        whole = {name: sum(found) / len(found) for name, found in means.items() if len(found) == len(rows)}
-        best = plain(_BEST[metric](whole.values())) if whole else None
-        rows.append(
-            ("mean", *(_bold(plain(whole[name]), best) if name in whole else _DASH for name in optimizers))
-        )
-    return markdown((TITLES[metric], *(result["optimizers"][name] for name in optimizers)), rows)
+            columns.setdefault(name, []).append(value)
+    if len(models) > 1:
+        means = {name: fmean(values) for name, values in columns.items() if len(values) == len(models)}
+        best = _best(means, metric)
+        cells = [_bold(plain(means[name]), best) if name in means else _DASH for name in optimizers]
+        rows.append(("mean", *cells, *[_DASH] * bool(published)))
+    head = (
+        TITLES[metric],
+        *(result["optimizers"][name] for name in optimizers),
+        *["published"] * bool(published),
+    )
+    return markdown(head, rows) if rows else ""
 
 
 def lines(result: Record, more: Mapping[str, Mapping[str, str]] | None = None) -> str:
@@ -113,7 +125,9 @@ def verdicts(result: Record) -> list[str]:
         found = [f"{word}: {'; '.join(groups[which])}" for which, word in words.items() if groups[which]]
         if found:
             where = f"{data}, {result['models'][model]}" if len(result["models"]) > 1 else data
-            said.append(f"{where}: {'. '.join(part[0].upper() + part[1:] for part in found)}.")
+            said.append(
+                f"{where}: {'. '.join([found[0], *(part[0].upper() + part[1:] for part in found[1:])])}."
+            )
     return said
 
 
@@ -165,6 +179,11 @@ def _cell(group: Record | None, metric: str, best: str | None) -> str:
     return _bold(plain(group[metric]["mean"]), best) + ("\\*" if p is not None and p < SURE else "")
 
 
+def _best(values: Mapping[str, float], metric: str) -> str | None:
+    """The best of them as it is shown."""
+    return plain((max if metric == "auc" else min)(values.values())) if values else None
+
+
 def _bold(text: str, best: str | None) -> str:
     # Those that are equal as far as one sees are all the best.
     return f"**{text}**" if text == best else text
@@ -207,10 +226,7 @@ def _versions(result: Record) -> str:
     )
 
 
-def positives(data: Mapping[str, Any]) -> str:
+def _size(data: Mapping[str, Any]) -> str:
     """How large a test split is."""
-    return (
-        f"{data['test_rows']:,} test rows, {data['test_positives']:,} positive."
-        if "test_rows" in data
-        else ""
-    )
+    positive = f", {data['test_positives']:,} positive" if "test_positives" in data else ""
+    return f", {data['test_rows']:,} test rows{positive}" if "test_rows" in data else ""

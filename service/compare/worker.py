@@ -7,8 +7,8 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from multiprocessing.queues import Queue
 from pathlib import Path
-from queue import Queue
 
 import torch
 
