@@ -54,7 +54,7 @@ def collect(folder: Folder) -> Record:
 
 
 def _of_model(folder: Folder, data: str, model: str) -> tuple[list[Record], Record]:
-    """Its groups, an optimizer each, and what is known of the test split."""
+    """Its groups, an optimizer each, and how large the test split is."""
     study, groups, cells = folder.study, [], {}
     for optimizer in study.optimizers:
         knobs, tuned = folder.chosen(data, model, optimizer)
@@ -63,25 +63,26 @@ def _of_model(folder: Folder, data: str, model: str) -> tuple[list[Record], Reco
         runs = [record for cell in of_seeds if (record := folder.record(cell)) is not None]
         if len(runs) < len(of_seeds) or (knobs is None and not grid_is_done):
             continue
-        cells[optimizer] = of_seeds
         group: Record = {"data": data, "model": model, "optimizer": optimizer}
         group |= {"chosen": None if knobs is None else dict(knobs), "tuning": _short(tuned), "runs": runs}
         if runs and all(run["valid"] is not None for run in runs):
             group |= {metric: spread([run["test"][metric] for run in runs]) for metric in METRICS}
         if runs:
-            group["rerun"] = runs[0]["rerun"]
+            group["rerun"], cells[optimizer] = runs[0]["rerun"], of_seeds
         groups.append(group)
     told = _compare(folder, groups, cells)
+    if cells:
+        told["test_rows"] = folder.schema(next(iter(cells.values()))[0]).splits["test"]
     return groups, told
 
 
 def _compare(folder: Folder, groups: Sequence[Record], cells: dict[str, list[Cell]]) -> Record:
-    """Add to each group how it differs from the first optimizer's; what is known of the test split."""
+    """Add to each group how it differs from the first optimizer's; how many test rows are positive."""
     sound = [group for group in groups if "auc" in group]
-    if not sound or sound[0]["optimizer"] != folder.study.first:
-        return {}
-    first = sound[0]
     told: Record = {}
+    if len(sound) < 2 or sound[0]["optimizer"] != folder.study.first:
+        return told
+    first = sound[0]
     drawn: dict[str, Floats] = {}
     if folder.study.resamples:
         pairs = [
@@ -104,7 +105,7 @@ def _compare(folder: Folder, groups: Sequence[Record], cells: dict[str, list[Cel
 
 
 def _resampled(folder: Folder, pairs: Sequence[tuple[Cell, Record]]) -> tuple[Floats, Record]:
-    """AUC of every run on every resample, (R, runs); the rows and positives of the test split."""
+    """AUC of every run on every resample, (R, runs); the positives of the test split."""
     ranked: list[Ranked] = []
     labels, weights = None, np.empty(0, np.float32)
     for cell, run in pairs:
@@ -125,7 +126,7 @@ def _resampled(folder: Folder, pairs: Sequence[tuple[Cell, Record]]) -> tuple[Fl
             )
     assert labels is not None
     aucs = bootstrap(ranked, weights, resamples=folder.study.resamples)
-    return aucs, {"test_rows": len(labels), "test_positives": int(labels.sum())}
+    return aucs, {"test_positives": int(labels.sum())}
 
 
 def _short(records: Sequence[Record]) -> list[Record]:

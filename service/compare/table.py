@@ -43,13 +43,13 @@ def told(result: Record) -> str:
             else result["models"].get(tuning["model"], tuning["model"])
         )
         said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split, on {on}.")
-    first = _first(result)
-    said.append(f"`p`: paired t-test over the seeds against {first}, two-sided; `*`: p < {plain(SURE, 2)}.")
-    if result["resamples"]:
+    if any("to_first" in group for group in result["groups"]):
         said.append(
-            f"Intervals: paired bootstrap over the test rows, {result['resamples']:,} resamples; better and worse go by "
-            "them."
+            f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
         )
+        if result["resamples"]:
+            drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
+            said.append(f"Intervals: {drawn}; better and worse go by them.")
     said.append(f"{', '.join(result['dates'])}; {_versions(result)}.")
     return " ".join(said)
 
