@@ -7,10 +7,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 from sparta.models.errors import SpartaError
-from sparta.service.compare import worker
 from sparta.service.compare.arguments import cores
 from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner
@@ -29,14 +29,12 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
     numbers = spawn.Queue()
     for slot in range(number):
         numbers.put(slot)
-    start = partial(worker.start, folder.logs, threads, numbers)
+    start = partial(_start, folder.logs, threads, numbers)
     executor = ProcessPoolExecutor(number, spawn, initializer=start)
 
     def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
         futures = {
-            executor.submit(
-                worker.run, worker.Task(Path(cell.job), tuple(folder.edits(cell)), folder.run(cell))
-            ): cell
+            executor.submit(_run, Path(cell.job), folder.edits(cell), folder.run(cell)): cell
             for cell in cells
         }
         try:
@@ -56,3 +54,18 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
         raise
     finally:
         executor.shutdown()
+
+
+# The slots load torch, this process need not.
+
+
+def _start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
+    from sparta.service.compare.worker import start
+
+    start(logs, threads, numbers)
+
+
+def _run(job: Path, edits: Sequence[str], run_directory: Path) -> float:
+    from sparta.service.compare.worker import run
+
+    return run(job, edits, run_directory)

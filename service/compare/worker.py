@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -23,16 +23,6 @@ _here: list[World] = []
 _open = ExitStack()
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a slot needs to know of a cell."""
-
-    job: Path
-    edits: tuple[str, ...]
-    run: Path
-    """Its run directory; it goes on with what is there."""
-
-
 def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
     """Make this process a slot: it ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -47,10 +37,10 @@ def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
         os.environ["LOCAL_RANK"] = str(number % gpus)  # where the world looks for its GPU
 
 
-def run(task: Task) -> float:
-    """Train one cell to its result, or to what it diverged of; the seconds it took."""
+def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
+    """Train one cell to its result, or to what it diverged of, going on with what is there; the seconds it took."""
     began = time.perf_counter()
-    job, place = load_job(task.job, task.edits), RunDirectory(task.run)
+    job = load_job(job_file, edits)
     if not _here:
         _here.append(_open.enter_context(world(job.train.device)))
     if device_for(job.train.device, 1) != _here[0].device.type:
@@ -59,7 +49,7 @@ def run(task: Task) -> float:
             "write one device into the study's set"
         )
     with suppress(DivergedError):  # it stands in the run directory
-        train(job, place, _here[0], resume=True)
+        train(job, RunDirectory(place), _here[0], resume=True)
     return time.perf_counter() - began
 
 

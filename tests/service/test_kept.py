@@ -73,7 +73,7 @@ def test_scores_are_kept_only_if_they_are_asked_for(pool: Pool, data: Path, tmp_
     result, read = pool.run(1, run_job, toys.job_of(data, train={"epochs": 1}), tmp_path / "run")[0]
     assert read.count("test") == 1
     assert "test" in result["eval"]
-    with pytest.raises(DataError, match="holds no scores; a run keeps them with --set train.test=kept"):
+    with pytest.raises(DataError, match=r"holds no scores; a run keeps them with --set train\.test=kept"):
         load_kept(tmp_path / "run" / "scores")
 
 
