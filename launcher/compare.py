@@ -20,7 +20,9 @@ from sparta.service.compare.arguments import add_arguments, read
 from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner, alone, check, go, listed
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
+LAG_SECONDS = 60.0
+"""How much later than its end a job's files may be seen here."""
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
@@ -72,24 +74,26 @@ def submitted(folder: Folder, scheduler: str, words: Sequence[str], number: int,
 
     def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
         waiting, running = list(cells), list[tuple[Cell, str]]()
+        ended, lag = dict[str, float](), 0.0 if scheduler == LOCAL else LAG_SECONDS
         while waiting or running:
             while waiting and len(running) < number:
                 cell = waiting.pop(0)
                 running.append((cell, _handle(folder, cell, scheduler, words, service)))
             for cell, handle in list(running):
-                ended = _state(handle) in ENDED
-                if folder.finished(
-                    cell
-                ):  # looked at after the state: what was written before the end is seen
-                    running.remove((cell, handle))
-                    yield cell, None
-                    _kept(folder, cell).unlink(missing_ok=True)
-                elif ended:
+                if not folder.finished(cell):
+                    if _state(handle) in ENDED:
+                        ended.setdefault(handle, time.monotonic())
+                    # Other machines' files may be seen late.
+                    if handle not in ended or folder.finished(cell) or time.monotonic() < ended[handle] + lag:
+                        continue
                     _kept(folder, cell).unlink(missing_ok=True)
                     raise SpartaError(
                         f"{cell.name}: job {handle} ended without a result in {folder.run(cell)}; "
                         f"`sparta logs {handle}` says why; what is done stays, run it again"
                     )
+                running.remove((cell, handle))
+                yield cell, None
+                _kept(folder, cell).unlink(missing_ok=True)
             time.sleep(POLL_SECONDS if running else 0)
 
     return run
@@ -133,4 +137,5 @@ def _stage(service: str, words: Sequence[str], stage: str) -> int:
 def _parser() -> Parser:
     top = Parser(prog="sparta compare")
     add_arguments(top)
+    top.add_argument("-v", "--verbose", action="store_true", help="libraries' messages and tracebacks")
     return top

@@ -7,7 +7,8 @@
              study.json  table.md  study.png
 
 A cell's file name ends in its fingerprint, a hash of all that decides its result: the job as edited, and the schema of
-its dataset with the hash of its vocabularies. So a study that was changed never meets a result from before.
+its dataset with the hash of its vocabularies. So a study that was changed never meets a result from before. A dataset
+is made anew when its spec is another; when raw files are, remove it.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from sparta.models.errors import ConfigError
+from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import Schema, load_schema
 from sparta.service.compare.study import Knobs, Study
 from sparta.service.config import Job, load_job
@@ -158,7 +159,8 @@ class Folder:
         Raises:
             DataError: there is none yet.
         """
-        path = self.job(cell).data.path
+        made = self.study.data[cell.data].made
+        path = str(self.dataset(cell.data)) if made else self.job(cell).data.path
         if path not in self._schemas:
             self._schemas[path] = load_schema(path)
         return self._schemas[path]
@@ -216,6 +218,9 @@ class Folder:
 
         Args:
             seconds: what it took, start and end included; those of the training where nobody knows.
+
+        Raises:
+            DataError: a split of one class, which has no AUC.
         """
         run = RunDirectory(self.run(cell))
         if run.diverged.exists():
@@ -225,6 +230,10 @@ class Folder:
             result = json.loads(run.result.read_text())
             label = self.label(cell)
             found = {split: _scores(metrics[label]) for split, metrics in result["eval"].items()}
+            if missing := [split for split in found if found[split]["auc"] is None]:
+                raise DataError(
+                    f"{cell.name}: no AUC on the {missing[0]} split, which has one class; prepare another"
+                )
             told = ("steps", "best_step", "stopped_early", "examples_per_second", "seconds", "versions")
             found |= {key: result[key] for key in told if key in result}
             ended = run.result

@@ -59,10 +59,9 @@ def check(folder: Folder, part: Part, *, ranks: int | None = None) -> None:
     for data, model, optimizer in _groups(part):
         points = study.optimizers[optimizer].points
         of_grid = tuning(study, data, model, optimizer)
-        for cell in [*of_grid, *final(study, data, model, optimizer, points[0])]:
-            folder.key(cell)
-            folder.label(cell)
+        for cell in [*of_grid, final(study, data, model, optimizer, points[0])[0]]:
             job, splits = folder.job(cell), folder.schema(cell).splits
+            folder.label(cell)
             for split in ("valid", "test"):
                 if not splits.get(split):
                     raise ConfigError(f"data.{data}: the dataset has no {split} split; prepare it with one")
@@ -73,7 +72,12 @@ def check(folder: Folder, part: Part, *, ranks: int | None = None) -> None:
                 )
 
 
-def go(folder: Folder, part: Part, runner: Runner, tell: Callable[[str], None] = print) -> None:
+def say(line: str) -> None:
+    """Print it, at once."""
+    print(line, flush=True)
+
+
+def go(folder: Folder, part: Part, runner: Runner, tell: Callable[[str], None] = say) -> None:
     """Run what is not done of the grids, then of the seeds; a line for every cell that is.
 
     Raises:
@@ -106,7 +110,6 @@ def alone(folder: Folder) -> Iterator[None]:
     Raises:
         ConfigError: another one has it.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (folder.path / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,6 +117,7 @@ def alone(folder: Folder) -> Iterator[None]:
             raise ConfigError(
                 f"{folder.path}: another `sparta compare` is at work there; wait for it"
             ) from error
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             yield
         finally:
@@ -132,17 +136,12 @@ def listed(folder: Folder, part: Part, verb: Sequence[str] = ("sparta", "train")
             yield f"{state:<6} {stage:<6} {cell.name}{'' if record is None else f': {told(record)}'}"
             if record is None:
                 yield f"  {folder.command(cell, verb)}"
-    open_ = (
-        [group for group in _groups(part) if folder.chosen(*group)[0] is None]
-        if "final" in part.stages
-        else []
-    )
-    more = (
-        f"; and {len(folder.study.seeds)} seeds for each of {len(open_)} choices that are open"
-        if open_
-        else ""
-    )
-    yield f"{counts['done']} cells done, {counts['to do']} to do{more}"
+    yield f"{counts['done']} cells done, {counts['to do']} to do"
+    choices = [
+        group for group in _groups(part) if "final" in part.stages and folder.chosen(*group)[0] is None
+    ]
+    if choices:
+        yield f"and {len(folder.study.seeds)} seeds for each of {len(choices)} choices that the grids have to make"
 
 
 def told(record: Record) -> str:

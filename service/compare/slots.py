@@ -23,9 +23,8 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
     """Processes that share the cores; what they are at when they are left is stopped in time, and can go on."""
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, cores() // number)
-    os.environ.update(
-        dict.fromkeys(_THREADS, str(threads))
-    )  # which their libraries read when they are loaded
+    # Which libraries of the slots read when they are loaded.
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     numbers = spawn.Queue()
     for slot in range(number):
         numbers.put(slot)

@@ -42,7 +42,8 @@ def told(result: Record) -> str:
             if tuning["model"] == "each"
             else result["models"].get(tuning["model"], tuning["model"])
         )
-        said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split, on {on}.")
+        on = f", on {on}" if len(result["models"]) > 1 else ""
+        said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split{on}.")
     if any("to_first" in group for group in result["groups"]):
         said.append(
             f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."

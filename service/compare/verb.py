@@ -7,7 +7,7 @@ import sys
 from sparta.models.errors import ConfigError
 from sparta.service.compare.arguments import read
 from sparta.service.compare.cells import Folder
-from sparta.service.compare.run import Part, alone, check, go, listed
+from sparta.service.compare.run import Part, alone, check, go, listed, say
 from sparta.service.run import write_atomically
 
 
@@ -22,32 +22,33 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.submit:
         raise ConfigError(f"--submit {arguments.submit}: the service runs cells itself; use `sparta compare`")
     if arguments.dry_run:
-        show(folder, part)
+        for line in listed(folder, part):
+            say(line)
         return
     folder.make()
-    with alone(folder):
-        if "prepare" in part.stages:
-            from sparta.service.compare.datasets import prepare_all
-
-            prepare_all(folder, part.data)
-        if {"tune", "final"} & set(part.stages):
-            check(folder, part, ranks=1)
-            from sparta.service.compare.slots import slots
-
-            try:
-                with slots(folder, arguments.slots) as runner:
-                    go(folder, part, runner)
-            except KeyboardInterrupt:
-                print("stopped; the same command goes on", file=sys.stderr)
-                raise
-        if "table" in part.stages:
-            render(folder)
+    if part.stages != ("table",):  # which one may look at while cells are run
+        with alone(folder):
+            run(folder, part, arguments.slots)
+    if "table" in part.stages:
+        render(folder)
 
 
-def show(folder: Folder, part: Part) -> None:
-    """The list of cells, as far as the data is there."""
-    for line in listed(folder, part):
-        print(line)
+def run(folder: Folder, part: Part, number: int) -> None:
+    """Make the datasets that are missing, and run the cells, so many at a time."""
+    if "prepare" in part.stages:
+        from sparta.service.compare.datasets import prepare_all
+
+        prepare_all(folder, part.data)
+    if {"tune", "final"} & set(part.stages):
+        check(folder, part, ranks=1)
+        from sparta.service.compare.slots import slots
+
+        try:
+            with slots(folder, number) as runner:
+                go(folder, part, runner)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            raise
 
 
 def render(folder: Folder) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sparta.models.errors import ConfigError, DivergedError
+from sparta.models.errors import ConfigError, DivergedError, SpartaError
 from sparta.service.config import load_job
 from sparta.service.run import RunDirectory
 from sparta.service.train import train
@@ -38,7 +38,12 @@ def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
 
 
 def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
-    """Train one cell to its result, or to what it diverged of, going on with what is there; the seconds it took."""
+    """Train one cell to its result, or to what it diverged of, going on with what is there; the seconds it took.
+
+    Raises:
+        ConfigError: a job that cannot be run here.
+        SpartaError: it was told to stop.
+    """
     began = time.perf_counter()
     job = load_job(job_file, edits)
     if not _here:
@@ -49,7 +54,8 @@ def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
             "write one device into the study's set"
         )
     with suppress(DivergedError):  # it stands in the run directory
-        train(job, RunDirectory(place), _here[0], resume=True)
+        if train(job, RunDirectory(place), _here[0], resume=True) is None:
+            raise SpartaError(f"{place}: its slot was told to stop; run it again, and it goes on")
     return time.perf_counter() - began
 
 

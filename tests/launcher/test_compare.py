@@ -54,6 +54,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(compare, "hand_over", made.hand_over)
     monkeypatch.setattr(compare, "_state", made.state)
     monkeypatch.setattr(compare, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(compare, "LAG_SECONDS", 0.0)
     return made
 
 

@@ -89,7 +89,10 @@ def test_a_dry_run_tells_what_is_done_and_what_is_open(tmp_path: Path) -> None:
     folder = toys.folder(tmp_path)
     part = toys.whole(folder)
     lines = list(listed(folder, part))
-    assert lines[-1] == "0 cells done, 4 to do; and 2 seeds for each of 4 choices that are open"
+    assert lines[-2:] == [
+        "0 cells done, 4 to do",
+        "and 2 seeds for each of 4 choices that the grids have to make",
+    ]
     assert lines[0] == "to do  tune   toy-deepfm-adam-lr0.1-s9"
     assert lines[1].startswith("  sparta train ")
     assert list(listed(folder, part, ("sparta", "submit", "-s", "slurm")))[1].startswith(
@@ -103,7 +106,7 @@ def test_a_dry_run_tells_what_is_done_and_what_is_open(tmp_path: Path) -> None:
 
 def test_a_dry_run_needs_no_data(tmp_path: Path) -> None:
     folder = toys.folder(tmp_path, data={"toy": {"job": "job.yaml", "synth": {"rows": 100}}})
-    assert "4 to do" in list(listed(folder, toys.whole(folder)))[-1]
+    assert list(listed(folder, toys.whole(folder)))[-2] == "0 cells done, 4 to do"
 
 
 def test_what_would_be_refused_only_hours_later_is_refused_now(tmp_path: Path) -> None:
