@@ -137,11 +137,10 @@ def listed(folder: Folder, part: Part, verb: Sequence[str] = ("sparta", "train")
             if record is None:
                 yield f"  {folder.command(cell, verb)}"
     yield f"{counts['done']} cells done, {counts['to do']} to do"
-    choices = [
-        group for group in _groups(part) if "final" in part.stages and folder.chosen(*group)[0] is None
-    ]
-    if choices:
-        yield f"and {len(folder.study.seeds)} seeds for each of {len(choices)} choices that the grids have to make"
+    known = [len(folder.chosen(*group)[1]) == len(tuning(folder.study, *group)) for group in _groups(part)]
+    if "final" in part.stages and not all(known):
+        seeds, choices = len(folder.study.seeds), known.count(False)
+        yield f"and {seeds} seeds for each of {choices} choices that the grids have to make"
 
 
 def told(record: Record) -> str:

@@ -68,6 +68,7 @@ def test_a_cell_that_diverged_is_not_run_again_and_a_grid_that_did_has_no_seeds(
     assert "toy-deepfm-helen-lr0.1-rho0.5-s9: diverged (step 3: the loss is not finite)" in said[2]
     go(folder, toys.whole(folder), wild, said.append)
     assert len(ran) == 8
+    assert list(listed(folder, toys.whole(folder)))[-1] == "8 cells done, 0 to do"
 
 
 def test_a_part_is_run_and_the_rest_is_for_later(tmp_path: Path) -> None:
