@@ -36,12 +36,9 @@ check: install build/types/sparta
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-# What kills, sends signals and launches goes first and one at a time; all else on two workers.
-ALONE = tests/faults tests/launcher tests/service/telemetry
-
+# A file stays with one worker, so that what its tests share is made once.
 test: check
-	$(RUN) pytest $(ALONE)
-	$(RUN) pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(RUN) pytest -n 2 --dist loadfile
 
 # 25 one-line bugs, each of which must turn a named law red; 15 minutes.
 mutate: install
@@ -61,6 +58,7 @@ bench: install
 	$(VENV)/bin/python benchmarks/kernels.py
 	$(VENV)/bin/python benchmarks/helen_step.py
 	$(VENV)/bin/python benchmarks/checkpoint.py
+	$(VENV)/bin/python benchmarks/telemetry.py
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

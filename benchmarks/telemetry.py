@@ -4,7 +4,7 @@ endpoint that another process scrapes.
 DeepFM of the speed shape (benchmarks/helen_step.py) with Helen, one process. Stretches with and without take turns,
 so that whatever else the machine does hits both alike; prints one JSON object.
 
-    python benchmarks/telemetry.py [--rounds 20] [--steps 60] [--scrape-seconds 5]
+    python benchmarks/telemetry.py [--rounds 16] [--steps 40] [--scrape-seconds 5]
 """
 
 import argparse
@@ -44,8 +44,8 @@ def scrape(port: int, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--scrape-seconds", type=float, default=5.0)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -101,6 +101,8 @@ def main() -> None:
             began = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - began)
+    ratios = [b / a for a, b in zip(taken["plain"], taken["watched"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
     began = time.perf_counter()
     telemetry.refresh()
     refreshed = time.perf_counter() - began
@@ -114,9 +116,8 @@ def main() -> None:
                 "steps": options.steps,
                 "scrape_seconds": options.scrape_seconds,
                 "step_milliseconds": round(1e3 * statistics.median(taken["plain"]) / options.steps, 2),
-                "time_when_watched": round(
-                    statistics.median(b / a for a, b in zip(taken["plain"], taken["watched"], strict=True)), 4
-                ),
+                "time_when_watched": round(middle, 4),
+                "quartiles": [round(low, 4), round(high, 4)],
                 "refresh_milliseconds": round(1e3 * refreshed, 1),
                 "cores": len(os.sched_getaffinity(0)),
                 "machine": platform.machine(),

@@ -9,14 +9,16 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sparta.launcher.local import MEMORY_AND_THREADS, SHUTDOWN
 from sparta.launcher.run_directory import RUNS
-from sparta.models.errors import ConfigError
+from sparta.models.errors import ConfigError, SpartaError
+from sparta.models.storage import is_url
 from sparta.service.job_text import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ METRICS_HOST, METRICS_PORT = "SPARTA_METRICS_HOST", "SPARTA_METRICS_PORT"
 RENDEZVOUS_PORT = 29500
 FIRST_METRICS_PORT = 9400
 PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+OURS = (JOB_VARIABLE, METRICS_HOST, METRICS_PORT, PREFIX, SHUTDOWN)
+"""Variables that nobody else may set."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Machines:
     cpu: int = 0
     gpu: int = 0
     memory_mb: int = 0
-    """Instead of a name, where cpu is above 0."""
+    """In place of the resource's own, where above 0."""
     image: str | None = None
     """Of the container; None for no container."""
     mounts: Sequence[str] = ()
@@ -65,10 +69,14 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
     Raises:
         ConfigError: bad job, resource, mount or number of ranks.
     """
+    from sparta.service.arguments import parser
     from sparta.service.config import check_job
     from sparta.service.job_text import read_text, write_text
 
     overrides, rest = _split(words)
+    parser().parse_args(
+        ["train", str(path), *rest]
+    )  # what is wrong is to be known before it waits in a queue
     raw = read_text(path, overrides)
     # Variables and relative paths in it are resolved where it runs.
     job, text = check_job(raw, str(path)), write_text(raw)
@@ -84,7 +92,35 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
         grace_seconds=job.checkpoint.grace_seconds,
         environment={JOB_VARIABLE: text},
     )
+    if machines.image is not None and not _mounted(directory, app):
+        raise ConfigError(
+            f"run directory {directory}: on no storage that outlives a container and is shared by all; mount a claim "
+            f"there: type=volume,src=CLAIM,dst={CONTAINER_RUNS if run is None else Path(run).parent}"
+        )
     return app, job
+
+
+def unmounted(job: "Job", app: "AppDef") -> str | None:
+    """The job's dataset, where a container finds it only if the image brings it along."""
+    path = job.data.path
+    return None if is_url(path) or "$" in path or _mounted(path, app) else path
+
+
+def _mounted(path: str, app: "AppDef") -> bool:
+    mounts = app.roles[0].mounts
+    places = [PurePosixPath(place) for mount in mounts if (place := getattr(mount, "dst_path", None))]
+    return any(PurePosixPath(path).is_relative_to(place) for place in places)
+
+
+@contextmanager
+def for_torchx() -> Iterator[None]:
+    """What is wrong ends in one line where TorchX calls."""
+    from torchx.specs.finder import ComponentValidationException
+
+    try:
+        yield
+    except SpartaError as error:
+        raise ComponentValidationException(str(error)) from error
 
 
 def on_ranks(
@@ -112,6 +148,11 @@ def on_ranks(
 
     least, most, per_node = _nodes(machines.j or "1x", ranks)
     resource = _resource(machines, per_node if cuda else 0)
+    if (cuda or resource.gpu) and resource.gpu < per_node:
+        raise ConfigError(
+            f"{per_node} ranks on a machine with {resource.gpu} GPUs: each needs one; give fewer ranks, "
+            "or a resource with as many"
+        )
     own = {
         PREFIX: "[${rank}] ",
         "LOGLEVEL": "WARNING",
@@ -152,6 +193,10 @@ def _app(
     """Python with some arguments on one machine."""
     from torchx.specs import AppDef, Role, parse_mounts
 
+    for name in sorted({*OURS} & {*machines.environment}):
+        raise ConfigError(f"environment variable {name}: tells the ranks what they are; drop it")
+    if machines.retries < 0:
+        raise ConfigError(f"retries {machines.retries}: not a number of starts; give 0 or more")
     environment = {key: _plain(value) for key, value in {**own, **machines.environment}.items()}
     words = ["python", *command]
     if machines.image is None:
@@ -160,7 +205,7 @@ def _app(
     try:
         mounts = parse_mounts(list(machines.mounts))
     except (KeyError, ValueError) as error:
-        reason = error.args[0]
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise ConfigError(
             f"mount {','.join(machines.mounts)}: {reason}; write type=volume,src=CLAIM,dst=PATH"
         ) from error
@@ -194,20 +239,24 @@ def _resource(machines: Machines, gpus: int) -> "Resource":
 
     from sparta.launcher.resources import RESOURCES
 
-    if machines.resource is None and machines.cpu > 0:
-        return Resource(cpu=machines.cpu, gpu=machines.gpu, memMB=machines.memory_mb)
     name = machines.resource
     if name is None:
+        gpus = machines.gpu or gpus
         enough = (size for size in (1, 2, 4, 8) if size >= gpus)
         name = f"sparta_gpu_{next(enough, gpus)}" if gpus else "sparta_cpu"
-    if name in RESOURCES:
-        return RESOURCES[name]()
     try:
-        return named_resources[name]
+        named = RESOURCES[name]() if name in RESOURCES else named_resources[name]
     except KeyError:
         raise ConfigError(
-            f"{name}: no named resource; known are {', '.join(RESOURCES)}, or say cpu, gpu and memory"
+            f"{name}: no named resource; known are {', '.join(RESOURCES)}; cores, GPUs and memory can be said apart"
         ) from None
+    return Resource(
+        cpu=machines.cpu or named.cpu,
+        gpu=machines.gpu or named.gpu,
+        memMB=machines.memory_mb or named.memMB,
+        capabilities=named.capabilities,
+        devices=named.devices,
+    )
 
 
 def _metrics(machines: Machines, nodes: int) -> dict[str, str]:

@@ -13,9 +13,8 @@ from typing import NoReturn
 
 from sparta.launcher.request import NEW_RUN, Request, peek, wants_help
 from sparta.launcher.run_directory import JOB, RUNS, discard_unless_begun, given, logs_of, next_free
+from sparta.launcher.submit import SERVICE
 from sparta.models.errors import ConfigError, SpartaError
-
-SERVICE = "sparta.service"
 
 SINGLE = {
     "synth": "make synthetic data whose best attainable AUC is known",
@@ -130,11 +129,12 @@ def _directory(request: Request, name: str) -> tuple[Path, bool]:
 
 def _start(verb: str, arguments: Sequence[str], request: Request, service: str) -> int:
     """Run a verb on the ranks of its job."""
-    from sparta.launcher.local import LocalJob, run
+    from sparta.launcher.local import LocalJob, check_memory, run
     from sparta.service.config import load_job
 
     if verb == NEW_RUN:
         job = load_job(request.target, request.overrides)
+        check_memory(request.ranks or job.train.ranks)
         directory, new = _directory(request, job.name)
         if request.run_dir is None:
             arguments = [*arguments, "--run-dir", str(directory)]

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.launcher.records import PREFIX, find
-from sparta.launcher.submit import LOCAL, SCHEDULERS, Parser, hand_over
+from sparta.launcher.submit import LOCAL, SCHEDULERS, hand_over
 from sparta.models.errors import ConfigError, SpartaError
-from sparta.service.compare.arguments import add_arguments, read
+from sparta.service.arguments import parser
+from sparta.service.compare.arguments import cores, read
 from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner, alone, check, go, listed
 
@@ -40,7 +41,7 @@ def compare(argv: Sequence[str], *, service: str) -> int:
 
         os.environ.update({name: os.environ.get(name, value) for name, value in MEMORY_AND_THREADS.items()})
         become(service, "compare", words)
-    arguments = _parser().parse_args(ours)
+    arguments = parser().parse_args(["compare", *ours])
     scheduler = arguments.submit
     if scheduler not in SCHEDULERS:
         raise ConfigError(f"--submit {scheduler}: none of {', '.join(SCHEDULERS)}")
@@ -56,7 +57,7 @@ def compare(argv: Sequence[str], *, service: str) -> int:
     with alone(folder):
         check(folder, part)
         try:
-            go(folder, part, submitted(folder, scheduler, theirs, arguments.slots, service))
+            go(folder, part, submitted(folder, scheduler, theirs, arguments.slots or cores(), service))
         except KeyboardInterrupt:
             print(
                 "stopped; jobs that were submitted run on, the same command finds them again", file=sys.stderr
@@ -125,17 +126,10 @@ def _state(handle: str) -> str:
 
 def _stage(service: str, words: Sequence[str], stage: str) -> int:
     """Run one stage, which needs what this process does not load, as the service does; its exit code."""
-    arguments = _parser().parse_args(words)
+    arguments = parser().parse_args(["compare", *words])
     command = [sys.executable, "-m", service, "compare", str(arguments.study), "--stage", stage]
     for what in ("work", "data", "models", "optimizers"):
         if (value := getattr(arguments, what)) is not None:
             command += [f"--{what}", str(value)]
     code = subprocess.run(command, check=False).returncode
     return code if code >= 0 else 128 - code
-
-
-def _parser() -> Parser:
-    top = Parser(prog="sparta compare")
-    add_arguments(top)
-    top.add_argument("-v", "--verbose", action="store_true", help="libraries' messages and tracebacks")
-    return top

@@ -33,18 +33,19 @@ def train(
         run_dir: run directory, on storage that all machines reach (default runs/<name>, in a container /runs/<name>)
         j: [[min:]nodes x]ranks, such as 8, 2x8 or 1:2x8 (default: one machine, train.ranks of the job)
         h: named resource of each machine, such as sparta_gpu_8 (default: as many GPUs as ranks if train.device is cuda)
-        cpu: cores of each machine, in place of h
-        gpu: GPUs of each machine, in place of h
-        memMB: memory of each machine in MB, in place of h
+        cpu: cores of each machine, in place of what h has
+        gpu: GPUs of each machine, in place of what h has
+        memMB: memory of each machine in MB, in place of what h has
         image: container image; none for this Python in this folder
         mounts: as in type=volume,src=<claim>,dst=<path>[,readonly] or type=bind,src=<host path>,dst=<path>
         env: further environment variables, as in A=1,B=2
         max_retries: times that the scheduler starts all machines again
     """
-    from sparta.launcher.app import Machines, training
+    from sparta.launcher.app import Machines, for_torchx, training
 
     machines = Machines(j, h, cpu, gpu, memMB, image, mounts or (), env or {}, max_retries)
-    return training(Path(job), args, run_dir, machines)[0]
+    with for_torchx():
+        return training(Path(job), args, run_dir, machines)[0]
 
 
 def evaluate(
@@ -69,20 +70,23 @@ def evaluate(
         split: train, valid or test
         j: [[min:]nodes x]ranks, such as 8, 2x8 or 1:2x8
         h: named resource of each machine, such as sparta_gpu_8 (default: sparta_cpu)
-        cpu: cores of each machine, in place of h
-        gpu: GPUs of each machine, in place of h
-        memMB: memory of each machine in MB, in place of h
+        cpu: cores of each machine, in place of what h has
+        gpu: GPUs of each machine, in place of what h has
+        memMB: memory of each machine in MB, in place of what h has
         image: container image; none for this Python in this folder
         mounts: as in type=volume,src=<claim>,dst=<path>[,readonly] or type=bind,src=<host path>,dst=<path>
         env: further environment variables, as in A=1,B=2
         max_retries: times that the scheduler starts all machines again
     """
-    from sparta.launcher.app import Machines, on_ranks
+    from sparta.launcher.app import Machines, for_torchx, on_ranks
 
     machines = Machines(j, h, cpu, gpu, memMB, image, mounts or (), env or {}, max_retries)
-    return on_ranks(
-        ["evaluate", run_dir, "--split", split, "--json", *args], name="sparta-evaluate", machines=machines
-    )
+    with for_torchx():
+        return on_ranks(
+            ["evaluate", run_dir, "--split", split, "--json", *args],
+            name="sparta-evaluate",
+            machines=machines,
+        )
 
 
 def prepare(
@@ -105,15 +109,16 @@ def prepare(
         spec: SPEC.yaml as the job sees it, or the name of a built-in one
         out: dataset folder to make
         h: named resource of the machine (default: sparta_cpu)
-        cpu: cores of the machine, in place of h
-        gpu: GPUs of the machine, in place of h
-        memMB: memory of the machine in MB, in place of h
+        cpu: cores of the machine, in place of what h has
+        gpu: GPUs of the machine, in place of what h has
+        memMB: memory of the machine in MB, in place of what h has
         image: container image; none for this Python in this folder
         mounts: as in type=volume,src=<claim>,dst=<path>[,readonly] or type=bind,src=<host path>,dst=<path>
         env: further environment variables, as in A=1,B=2
         max_retries: times that the scheduler starts the machine again
     """
-    from sparta.launcher.app import Machines, alone
+    from sparta.launcher.app import Machines, alone, for_torchx
 
     machines = Machines(None, h, cpu, gpu, memMB, image, mounts or (), env or {}, max_retries)
-    return alone(["prepare", spec, "--out", out, *args], name="sparta-prepare", machines=machines)
+    with for_torchx():
+        return alone(["prepare", spec, "--out", out, *args], name="sparta-prepare", machines=machines)

@@ -32,6 +32,7 @@ from sparta.launcher.run_directory import run_of
 from sparta.launcher.stopped import StopMarker, Stopped
 from sparta.launcher.tether import PARENT
 from sparta.launcher.verdict import Logs, Verdict
+from sparta.models.errors import ConfigError
 
 TERMINAL = "SPARTA_TERMINAL"
 """Environment variable of the ranks: columns of the user's terminal; absent when there is none."""
@@ -95,6 +96,28 @@ class LocalJob:
         arguments = [argument.replace("$", "$$") for argument in self.command()]
         role = Role("ranks", "", entrypoint=sys.executable, args=arguments, env=self.environment())
         return AppDef(self.name, roles=[role])
+
+
+RANK_MEMORY = 400 << 20
+"""Bytes that a rank takes before it holds any table: Python and its libraries."""
+
+
+def check_memory(ranks: int) -> None:
+    """Refuse more ranks than can live here; they would take other processes with them.
+
+    Raises:
+        ConfigError: there is no memory even for empty ranks.
+    """
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, KeyError):
+        return  # another system than Linux
+    if ranks > 1 and ranks * RANK_MEMORY > free:
+        raise ConfigError(
+            f"{ranks} ranks take {ranks * RANK_MEMORY / 2**30:.0f} GiB before they hold a row, and "
+            f"{free / 2**30:.0f} GiB are free here; use fewer, or a cluster"
+        )
 
 
 class Stop:

@@ -5,6 +5,7 @@ Handles of local jobs lead to their records, all others to TorchX.
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparta.launcher.beats import read_beat
+from sparta.launcher.forward import NOTES
 from sparta.launcher.records import PREFIX, Record, find, newest_first
 from sparta.launcher.run_directory import LOGS
 from sparta.launcher.submit import LOCAL, SCHEDULERS, Parser
@@ -95,6 +97,8 @@ def logs(handle: str, *, follow: bool, rank: int | None) -> int:
         from sparta.launcher.ranklogs import show_logs
 
         show_logs(find(handle), follow=follow, rank=rank)
+        if follow and (record := find(handle)).state() != "RUNNING":
+            print(f"{record.handle} {record.state()} {_last_word(record) or ''}".rstrip(), file=sys.stderr)
     else:
         from sparta.launcher import cluster
 
@@ -113,7 +117,9 @@ def cancel(handle: str) -> int:
     from sparta.launcher.local import POLL_SECONDS
 
     record = find(handle)
-    send(record, signal.SIGTERM)
+    if not send(record, signal.SIGTERM):
+        print(f"{record.handle} {record.state()} before it could be told")
+        return 0
     while record.state() == "RUNNING":
         time.sleep(POLL_SECONDS)
     print(f"{record.handle} {find(handle).state()}")
@@ -146,12 +152,14 @@ def _of_record(record: Record) -> dict[str, str | int | None]:
 
     state = record.state()
     record = find(record.id)
-    beat = read_beat(Path(record.run, LOGS, record.verb), 0)
+    logs = Path(record.run, LOGS, record.verb)
+    beat = read_beat(logs, 0)
     return {
         "handle": record.handle,
         "state": state,
         "run": record.run,
         "step": beat.step if beat else None,
+        "restarts": _restarts(logs) or None,
         "started": _time(record.started),
         "pid": record.pid if state == "RUNNING" else None,
         "exit_code": None if state == "RUNNING" else code_of(record),
@@ -160,10 +168,20 @@ def _of_record(record: Record) -> dict[str, str | int | None]:
 
 
 def _last_word(record: Record) -> str | None:
-    """The line that says why a job failed, or where it stopped, if it managed to."""
+    """The line that says why a job failed, or where it stopped; for one that was killed we say it."""
+    if record.exit_code is None:
+        command = ["sparta", record.verb, *record.arguments]
+        go_on = [] if "--resume" in command else ["--resume"]
+        return f"killed with all its ranks, as by SIGKILL; go on with: {shlex.join([*command, *go_on])}"
     lines = record.err.read_text(errors="replace").splitlines() if record.err.exists() else []
     said = [line for line in lines if line.startswith(("error: ", "stopped after "))]
     return said[-1] if said else None
+
+
+def _restarts(logs: Path) -> int:
+    """How often the ranks were started again, in all starts of the run."""
+    notes = logs / NOTES
+    return len(notes.read_text(errors="replace").splitlines()) if notes.exists() else 0
 
 
 def _time(seconds: float) -> str:

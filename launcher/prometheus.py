@@ -51,7 +51,7 @@ def prometheus(config: dict[str, Any], *, port: int = 0) -> Iterator[Prometheus]
     with TemporaryDirectory(prefix="sparta-prometheus-") as folder:
         home = Path(folder)
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
-        url = f"http://{_HOST}:{port or _free_port()}"
+        url = f"http://{_HOST}:{_free(port)}"
         command = [
             program,
             f"--config.file={home / 'prometheus.yml'}",
@@ -97,8 +97,16 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise ConfigError(f"{PROGRAM}: does not start at {url} ({said[-1]}); try another --port")
 
 
-def _free_port() -> int:
+def _free(port: int) -> int:
+    """A port that can be listened at: the one that is wanted, or any for 0."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as Prometheus: old connections do not count
+        try:
+            probe.bind((_HOST, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "not 0 to 65535"
+            raise ConfigError(f"--port {port}: {reason}; give another, or none for a free one") from None
+        found: int = probe.getsockname()[1]
+        return found

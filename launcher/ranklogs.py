@@ -1,11 +1,11 @@
-"""The logs of all ranks of a local job, each line with its rank in front."""
+"""The logs of all ranks of a local job, each line with its rank in front, and why they were started again."""
 
 import re
 import sys
 import time
 from pathlib import Path
 
-from sparta.launcher.forward import Follower
+from sparta.launcher.forward import NOTES, Follower
 from sparta.launcher.local import POLL_SECONDS
 from sparta.launcher.records import Record
 from sparta.launcher.run_directory import LOGS
@@ -14,12 +14,16 @@ from sparta.models.errors import ConfigError
 _NAME = re.compile(r"rank-(\d+)\.(log|out)")
 
 
+ALL = "all"
+"""In place of a rank: what concerns every one."""
+
+
 class RankLog:
     """One file of one rank, line by line."""
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, path: Path, rank: str) -> None:
         self._file = Follower(path, 1, whole=True)
-        self._rank = rank
+        self._rank = rank.encode()
         self._begun = b""
 
     def show(self, *, last: bool = False) -> None:
@@ -30,7 +34,7 @@ class RankLog:
         for line in lines:
             # Of a progress bar, what it came to.
             text = line.rstrip(b"\r").rpartition(b"\r")[2]
-            sys.stdout.buffer.write(b"[%d] %s\n" % (self._rank, text))
+            sys.stdout.buffer.write(b"[%s] %s\n" % (self._rank, text))
         sys.stdout.buffer.flush()
 
 
@@ -46,7 +50,9 @@ def show_logs(record: Record, *, follow: bool = False, rank: int | None = None) 
         running = record.state() == "RUNNING"
         for number, path in _files(folder):
             if rank in (None, number):
-                shown.setdefault(path, RankLog(path, number)).show(last=not running)
+                shown.setdefault(path, RankLog(path, str(number))).show(last=not running)
+        if rank is None and (notes := folder / NOTES).exists():
+            shown.setdefault(notes, RankLog(notes, ALL)).show(last=not running)
         if not (follow and running):
             break
         time.sleep(POLL_SECONDS)

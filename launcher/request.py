@@ -43,7 +43,7 @@ def peek(arguments: Sequence[str]) -> Request | None:
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--resume", action="store_true")
     # Unused here, but their values must not be taken for the target.
-    for option in ("--split", "--out", "--checkpoint", "--from"):
+    for option in ("--split", "--out", "--checkpoint", "--from", "--profile"):
         parser.add_argument(option)
     try:
         known, _ = parser.parse_known_args(arguments)

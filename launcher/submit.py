@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparta.launcher.records import Record
     from sparta.service.config import Job
 
+SERVICE = "sparta.service"
 LOCAL = "local_cwd"
 SCHEDULERS = (LOCAL, "kubernetes", "slurm", "kueue")
 CONTAINERS = ("kubernetes", "kueue")
@@ -71,8 +72,20 @@ def parser() -> Parser:
         help="of the scheduler: queue, namespace, ...",
     )
     cluster.add_argument(
-        "--resource", metavar="NAME", help="of each machine; default: a GPU a rank if train.device is cuda"
+        "--resource",
+        metavar="NAME",
+        help="of each machine: sparta_cpu (8 cores, 32 GiB), or sparta_gpu_1, _2, _4, _8 (20 cores and 200 GiB a GPU); "
+        "default: a GPU a rank if train.device is cuda",
     )
+    cluster.add_argument(
+        "--cpu",
+        type=_positive,
+        default=0,
+        metavar="CORES",
+        help="of each machine, in place of the resource's",
+    )
+    cluster.add_argument("--gpu", type=_positive, default=0, metavar="GPUS", help="likewise")
+    cluster.add_argument("--memory-gb", type=_positive, default=0, metavar="GIB", help="likewise")
     cluster.add_argument(
         "--mount",
         action="append",
@@ -81,7 +94,9 @@ def parser() -> Parser:
         help="type=volume,src=CLAIM,dst=PATH[,readonly], or type=bind,src=HOST_PATH,dst=PATH",
     )
     cluster.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the ranks")
-    cluster.add_argument("--retries", type=int, default=0, help="starts of all machines after one failed")
+    cluster.add_argument(
+        "--retries", type=_natural, default=0, help="starts of all machines after one failed"
+    )
     return top
 
 
@@ -105,7 +120,7 @@ def hand_over(argv: Sequence[str], *, service: str) -> str:
     """
     arguments, words = _read(argv)
     if arguments.scheduler == LOCAL:
-        job, train, run = _here(arguments, words)
+        job, train, run = _here(arguments, words, service)
         return _start(job, train, run, service).handle
     from sparta.launcher import cluster
 
@@ -122,7 +137,7 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> int:
     """Start `sparta train` in a session of its own."""
-    job, train, run = _here(arguments, words)
+    job, train, run = _here(arguments, words, service)
     if arguments.dry_run:
         return _print_local(train, arguments.ranks or job.train.ranks, run)
     record = _start(job, train, run, service, watched=arguments.wait)
@@ -134,16 +149,21 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
     return detached.wait(record)
 
 
-def _here(arguments: argparse.Namespace, words: list[str]) -> tuple["Job", list[str], Path]:
+def _here(arguments: argparse.Namespace, words: list[str], service: str) -> tuple["Job", list[str], Path]:
     """The job, the arguments of `sparta train`, and the run directory."""
     from sparta.service.config import load_job
 
-    for option in ("image", "cfg", "resource", "mount", "env", "retries"):
+    for option in ("image", "cfg", "resource", "cpu", "gpu", "memory_gb", "mount", "env", "retries"):
         if getattr(arguments, option):
-            raise ConfigError(f"--{option}: local_cwd runs on this machine as it is; drop it, or choose -s")
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: local_cwd runs on this machine as it is; drop it, or choose -s"
+            )
     if arguments.nodes != "1":
         raise ConfigError(f"--nodes {arguments.nodes}: local_cwd has one machine; give --ranks alone")
     job = load_job(arguments.job, arguments.set)
+    ranks = arguments.ranks or job.train.ranks
+    if service == SERVICE:
+        _check(job, ["train", str(arguments.job), *words], ranks)
     run = _directory(arguments, job)
     train = [str(arguments.job), "--run-dir", str(run)]
     train += [word for override in arguments.set for word in ("--set", override)]
@@ -166,6 +186,21 @@ def _start(job: "Job", train: list[str], run: Path, service: str, *, watched: bo
         started=time.time(),
     )
     return detached.start(record, watched=watched)
+
+
+def _check(job: "Job", train: Sequence[str], ranks: int) -> None:
+    """Find now what would end the job in its first seconds, when nobody looks."""
+    from sparta.launcher.local import check_memory
+    from sparta.models.schema import load_schema
+    from sparta.models.storage import is_url
+    from sparta.service.arguments import parser
+
+    source = parser().parse_args(train).source
+    if source and not is_url(source) and not Path(source).exists():
+        raise ConfigError(f"--from {source}: no such run, checkpoint or export")
+    if not is_url(job.data.path):
+        load_schema(job.data.path)
+    check_memory(ranks)
 
 
 def _print_local(train: list[str], ranks: int, run: Path) -> int:
@@ -203,7 +238,7 @@ def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
 def _there(arguments: argparse.Namespace, words: list[str]) -> tuple["AppDef", "Job", dict[str, Any]]:
     """The job as TorchX takes it, the job, and the scheduler's options."""
     from sparta.launcher import cluster
-    from sparta.launcher.app import Machines, training
+    from sparta.launcher.app import Machines, training, unmounted
 
     scheduler = arguments.scheduler
     if scheduler in CONTAINERS and not arguments.image:
@@ -213,16 +248,29 @@ def _there(arguments: argparse.Namespace, words: list[str]) -> tuple["AppDef", "
     if scheduler not in CONTAINERS and (arguments.image or arguments.mount):
         raise ConfigError(f"--image, --mount: {scheduler} runs no containers; drop them")
     options = cluster.configuration(scheduler, arguments.cfg)
+    least, _, most = arguments.nodes.rpartition(":")
+    if not 1 <= int(least or most) <= int(most):
+        raise ConfigError(
+            f"--nodes {arguments.nodes}: needs a machine, and no more at least than at most, as in 1:2"
+        )
     overrides = [word for override in arguments.set for word in ("--set", override)]
     machines = Machines(
         j=f"{arguments.nodes}x{arguments.ranks or ''}",
         resource=arguments.resource,
+        cpu=arguments.cpu,
+        gpu=arguments.gpu,
+        memory_mb=1024 * arguments.memory_gb,
         image=arguments.image,
         mounts=[part for mount in arguments.mount for part in mount.split(",")],
         environment=dict(_pair(text) for text in arguments.env),
         retries=arguments.retries,
     )
-    return *training(arguments.job, [*overrides, *words], arguments.run_dir, machines), options
+    app, job = training(arguments.job, [*overrides, *words], arguments.run_dir, machines)
+    if scheduler in CONTAINERS and job.kubernetes.queue:
+        options.setdefault("queue", job.kubernetes.queue)
+    if scheduler in CONTAINERS and (path := unmounted(job, app)):
+        print(f"note: data.path {path} is on no --mount, so the image must bring it", file=sys.stderr)
+    return app, job, options
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -241,4 +289,10 @@ def _nodes(text: str) -> str:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
     return int(text)

@@ -94,7 +94,8 @@ class Logs:
         except (OSError, ValueError):
             path = self.folder / LOG
             last = self.tail(path).strip().rpartition("\n")[2]
-            return Verdict(f"torchrun stopped{f' ({last})' if last else ''}", 1, False, path)
+            why = f" ({last})" if last else " without a word, as if it had been killed (out of memory?)"
+            return Verdict(f"torchrun stopped{why}", 1, False, path)
 
     def _crash(self, rank: int, codes: Mapping[int, int]) -> Verdict:
         path, code, beat = log_path(self.folder, rank), codes[rank], read_beat(self.folder, rank)

@@ -66,7 +66,9 @@ class Batch:
     """Rows that would stand in this rank's slots, but are padding as they broke a rule; each counts once."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to `device`, asynchronously when the memory is pinned."""
+        """Copy to `device`, asynchronously when the memory is pinned; itself if it is there."""
+        if self.labels.device == device:
+            return self
         slots = Slots(
             self.slots.seed,
             self.slots.step,

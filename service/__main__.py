@@ -1,4 +1,4 @@
-"""`python -m sparta.service VERB`: what `sparta` starts, on every rank. The arguments are defined here.
+"""`python -m sparta.service VERB`: what `sparta` starts, on every rank.
 
 A mistake of the user's ends in one line `error: ...` on standard error and the error's exit code; `-v`
 shows the traceback and the libraries' own messages.
@@ -6,146 +6,14 @@ shows the traceback and the libraries' own messages.
 
 import argparse
 import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
 from sparta.models.errors import ConfigError, SpartaError
-from sparta.service.compare.arguments import add_arguments
-
-CHECKPOINT = ("list", "verify", "export")
-"""What `sparta checkpoint` does."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Complains in one line, like everything else here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
-def parser() -> Parser:
-    """All verbs with their arguments."""
-    top = Parser(prog="sparta", description="Train recommenders on sharded embedding tables.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    synth = verbs.add_parser("synth", help="make Criteo-shaped data with known best metrics")
-    synth.add_argument("--out", type=Path, required=True, help="folder to make")
-    synth.add_argument("--rows", type=_positive, default=400_000, help="rows of all splits together")
-    synth.add_argument("--seed", type=int, default=1)
-
-    prepare = verbs.add_parser("prepare", help="raw files to a dataset folder")
-    prepare.add_argument("spec", help="SPEC.yaml, or the name of a built-in spec: criteo, generic")
-    prepare.add_argument("--out", type=Path, required=True, help="dataset folder to make")
-    prepare.add_argument(
-        "--extend",
-        type=Path,
-        metavar="DATASET",
-        help="keep this dataset's ids and statistics; new values get the ids behind",
-    )
-    prepare.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    _set(prepare)
-
-    check = verbs.add_parser("check", help="validate a job and its dataset against each other")
-    _job(check)
-
-    plan = verbs.add_parser("plan", help="show where the tables would go and what they take; needs no GPU")
-    _job(plan)
-    plan.add_argument("--ranks", type=_positive, help="default: train.ranks of the job")
-    plan.add_argument("--local-ranks", type=_positive, help="ranks on one machine; default: all")
-    plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    plan.add_argument("--memory-gb", type=_size, help="memory of one rank for tables and buffers")
-    plan.add_argument("--save", type=Path, help="write the plan here, to force it with sharding.plan")
-
-    train = verbs.add_parser("train", help="train and test a model")
-    _job(train)
-    train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
-    train.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint of the run directory, if any"
-    )
-
-    train.add_argument(
-        "--from",
-        dest="source",
-        metavar="RUN",
-        help="begin with what a run, one of its checkpoints or an export has learned",
-    )
-    train.add_argument("--weights-only", action="store_true", help="of --from: not the optimizers' state")
-
-    evaluate = verbs.add_parser("evaluate", help="metrics of a run's model on a split")
-    evaluate.add_argument("run", type=Path, help="run directory")
-    evaluate.add_argument("--split", default="test")
-    evaluate.add_argument("--checkpoint", choices=("best", "last"), help="default: what result.json is about")
-    _set(evaluate)
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-    predict = verbs.add_parser("predict", help="probabilities for a file of raw values")
-    predict.add_argument("run", type=Path, help="run directory")
-    predict.add_argument("file", type=Path, help="raw Parquet or CSV file with the columns of the spec")
-    predict.add_argument("--out", type=Path, required=True, help="Parquet file to make")
-    predict.add_argument("--checkpoint", choices=("best", "last"), help="default: what result.json is about")
-    _set(predict)
-
-    checkpoint = verbs.add_parser("checkpoint", help="list, verify or export a run's checkpoints")
-    checkpoint.add_argument("what", type=_what, help=", ".join(CHECKPOINT))
-    checkpoint.add_argument("run", type=Path, help="run directory")
-    checkpoint.add_argument("--out", type=Path, help="export: folder of safetensors files to make")
-    checkpoint.add_argument(
-        "--checkpoint", choices=("best", "last"), help="export: default: what result.json is about"
-    )
-    checkpoint.add_argument("--json", action="store_true", help="list, verify: print JSON instead of a table")
-
-    compare = verbs.add_parser("compare", help="run a study: data x models x optimizers x seeds, to a table")
-    add_arguments(compare)
-
-    for name, verb in verbs.choices.items():
-        verb.prog = f"sparta {name}"
-        verb.add_argument("-v", "--verbose", action="store_true", help="libraries' messages and tracebacks")
-        if name in ("train", "evaluate", "predict"):
-            verb.add_argument(
-                "--ranks", type=_positive, help="local processes; default: train.ranks of the job"
-            )
-    return top
-
-
-def _job(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("job", type=Path, help="JOB.yaml")
-    _set(verb)
-
-
-def _set(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="edit the file before it is checked"
-    )
-
-
-def _what(text: str) -> str:
-    if text not in CHECKPOINT:
-        near = get_close_matches(text, CHECKPOINT, 1, 0.5)
-        hint = f", the nearest is {near[0]}" if near else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(CHECKPOINT)}{hint}")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _size(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
+from sparta.service.arguments import parser
 
 
 def synth(arguments: argparse.Namespace) -> None:
@@ -201,11 +69,13 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     from sparta.service.config import load_job
+    from sparta.service.profile import steps_of
     from sparta.service.run import RunDirectory
     from sparta.service.train import train
     from sparta.service.world import world
 
     job = load_job(arguments.job, arguments.set)
+    profile = steps_of(arguments.profile) if arguments.profile else None
     with world(job.train.device) as here:
         if arguments.ranks not in (None, here.ranks):
             raise ConfigError(
@@ -225,6 +95,7 @@ def train(arguments: argparse.Namespace) -> None:
             resume=arguments.resume or restarted,
             source=arguments.source,
             weights_only=arguments.weights_only,
+            profile=profile,
         )
 
 

@@ -1,7 +1,8 @@
 """From settings to objects, continued: what a run has beside its model and its data."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparta.models.schema import Schema
@@ -11,6 +12,7 @@ from sparta.service.config import Job
 from sparta.service.feed import Feed
 from sparta.service.heartbeat import FOLDER as BEATS
 from sparta.service.heartbeat import Heartbeat
+from sparta.service.profile import Profile
 from sparta.service.run import RunDirectory, versions
 from sparta.service.telemetry.serve import Serving
 from sparta.service.telemetry.telemetry import Telemetry
@@ -71,3 +73,26 @@ def serving(job: Job, run: RunDirectory, world: World, heartbeat: Heartbeat, tel
         targets=run.metrics,
         labels={"name": job.name, "run": run.path.name},
     )
+
+
+@contextmanager
+def profiled(
+    steps: tuple[int, int] | None, start: int, run: RunDirectory, world: World, telemetry: Telemetry
+) -> Iterator[None]:
+    """Look into some steps of the training that goes on after `start`, if asked to."""
+    if steps is None:
+        yield
+        return
+    telemetry.phases = looking = Profile(
+        telemetry.phases,
+        steps,
+        start=start,
+        folder=run.path,
+        rank=world.rank,
+        device=world.device,
+        note=telemetry.note,
+    )
+    try:
+        yield
+    finally:
+        looking.close()

@@ -51,6 +51,10 @@ class ProbeSettings(Settings):
     """Without an answer, or without a step in `metrics.healthy_seconds`, after which the pod is ended."""
 
 
+OURS = "sparta.dev/"
+"""Beginning of the labels that every object of a job has."""
+
+
 class KubernetesSettings(Settings):
     labels: Mapping[str, str] = {}
     """Of the job and its pods."""
@@ -65,7 +69,7 @@ class KubernetesSettings(Settings):
     service_account: str | None = None
     """Who the pods are; `--cfg service_account=` if not said."""
     queue: str | None = None
-    """Kueue's LocalQueue, where `--cfg queue=` names none."""
+    """Volcano's queue or Kueue's LocalQueue, where `--cfg queue=` names none."""
     cluster_domain: str = "cluster.local"
     """What the cluster's DNS names end with."""
     grace_seconds: PositiveInt | None = None
@@ -77,6 +81,14 @@ class KubernetesSettings(Settings):
     """Shared memory of a pod (/dev/shm), in GiB, taken from its memory limit; no other limit if not said."""
     user: PositiveInt = 10001
     """Number of the user and group that the pods run as; the volumes must be writable by that group."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_not_ours(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            if name.startswith(OURS):
+                raise ValueError(f"{name}: labels that begin with {OURS} are set by sparta; drop it")
+        return value
 
     @field_validator("secret_env")
     @classmethod

@@ -4,6 +4,7 @@ The trainer takes any `Step`; which one is chosen once, when the job is built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -108,15 +109,19 @@ class BatchLoss:
     TorchRec and DDP divide gradients by W: the step is that of the batch's weighted mean, whatever W.
     """
 
-    def __init__(self, sharded: Sharded, ranks: int) -> None:
+    def __init__(self, sharded: Sharded, ranks: int, *, bf16: bool) -> None:
         self._sharded = sharded
         self._ranks = ranks
+        self._bf16 = bf16
         self.seen: Seen | None = None
         """Of the first batch since this was None."""
 
     def __call__(self, batch: Batch) -> Tensor:
         weight = total(batch.slots.weights.sum())
-        logits = self._sharded(batch)
+        # Without it a context of the caller's own stays as it is.
+        kind = batch.labels.device.type
+        with torch.autocast(kind, torch.bfloat16) if self._bf16 else nullcontext():
+            logits = self._sharded(batch)
         if self.seen is None:
             self.seen = Seen(logits.detach(), batch.labels, batch.slots.weights)
         return loss(logits, batch.labels, batch.slots.weights, weight, self._ranks)
@@ -143,16 +148,23 @@ class FusedStep:
 
     Args:
         clip_norm: largest 2-norm of the whole dense gradient, None for no limit.
+        bf16: multiply matrices in bfloat16; weights, sums, loss and optimizers stay in float32.
     """
 
     def __init__(
-        self, sharded: Sharded, dense: torch.optim.Optimizer, *, ranks: int, clip_norm: float | None = None
+        self,
+        sharded: Sharded,
+        dense: torch.optim.Optimizer,
+        *,
+        ranks: int,
+        clip_norm: float | None = None,
+        bf16: bool = False,
     ) -> None:
         self.refused = 0
         self._sharded = sharded
         self._dense = dense
         self._rate = DenseRate(dense)
-        self._loss = BatchLoss(sharded, ranks)
+        self._loss = BatchLoss(sharded, ranks, bf16=bf16)
         self._ranks = ranks
         self._clip_norm = clip_norm
         self._buffers = list(dense_tensors(sharded.model)[1].values())
@@ -217,14 +229,22 @@ class RowStep:
     Args:
         rows: takes the step, given the loss.
         every: the first pass sees every so-manieth sample of the global batch.
+        bf16: multiply matrices in bfloat16, in both passes.
     """
 
     def __init__(
-        self, sharded: Sharded, dense: torch.optim.Optimizer, rows: RowsStep, *, ranks: int, every: int = 1
+        self,
+        sharded: Sharded,
+        dense: torch.optim.Optimizer,
+        rows: RowsStep,
+        *,
+        ranks: int,
+        every: int = 1,
+        bf16: bool = False,
     ) -> None:
         self._rows = rows
         self._rate = DenseRate(dense)
-        self._loss = BatchLoss(sharded, ranks)
+        self._loss = BatchLoss(sharded, ranks, bf16=bf16)
         self._ranks = ranks
         self._every = every
         self._learned = DenseState(dense, sharded.dense_parameters())

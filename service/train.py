@@ -50,6 +50,7 @@ def train(
     resume: bool = False,
     source: str | None = None,
     weights_only: bool = False,
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     """Run the job in `run`; the content of result.json, on all ranks.
 
@@ -60,9 +61,10 @@ def train(
         resume: go on from the newest checkpoint in `run`, if there is one.
         source: a run, checkpoint or export whose weights and learning state a new run begins with.
         weights_only: of `source`, the weights only.
+        profile: first and last step whose time is looked into.
     """
     with Stop().listening() as stop:  # from here on SIGTERM ends the run in time
-        return _train(job, run, world, stop, resume, source, weights_only)
+        return _train(job, run, world, stop, resume, source, weights_only, profile)
 
 
 def _train(
@@ -73,6 +75,7 @@ def _train(
     resume: bool,
     source: str | None,
     weights_only: bool,
+    profile: tuple[int, int] | None,
 ) -> dict[str, Any] | None:
     resumes = world.once(lambda: resume and run.begun(job))
     if not resumes:
@@ -187,7 +190,8 @@ def _train(
             heartbeat.begin(start)
             try:
                 stop.or_raise()
-                outcome = trainer.run()
+                with build_run.profiled(profile, start, run, world, telemetry):
+                    outcome = trainer.run()
                 checkpoints.finish()
                 world.once(history.close if history else nothing)
                 weights: Literal["best", "last"] = "best" if job.train.early_stop else "last"

@@ -74,12 +74,12 @@ def test_a_file_is_a_chapter(path: Path) -> None:
     assert not text or text.startswith('"""'), "the first lines say what this is"
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(JOBS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_job_and_spec_file_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARTA_DATA", "/somewhere")
     if path.name.endswith(".prepare.yaml"):
         assert load_spec(path).labels
-        assert (JOBS / path.name.replace(".prepare", "")).exists()
+        assert path.with_name(path.name.replace(".prepare", "")).exists()
     else:
         assert load_job(path).name == path.stem
 
@@ -122,7 +122,8 @@ def test_yaml_of_jobs_has_no_key_twice() -> None:
             for _, value in node.value:
                 check(value)
 
-    for path in [*JOBS.glob("*.yaml"), *(ROOT / "service/data/specs").glob("*.yaml")]:
+    folders = (JOBS, ROOT / "launcher/studies", ROOT / "service/data/specs")
+    for path in [path for folder in folders for path in folder.rglob("*.yaml")]:
         node = yaml.compose(path.read_text())
         assert node is not None
         check(node)

@@ -75,6 +75,8 @@ def _volcano(where: str, name: str, spec: Object) -> None:
         refuse(where, spec.get("queue"), "is no queue", "give --cfg queue=NAME")
     if not dns_name(spec["queue"]):
         refuse(f"{where} queue", spec["queue"], "is no name", WAY_OUT_NAME)
+    if "priorityClassName" in spec and not dns_name(spec["priorityClassName"]):
+        refuse(f"{where} priorityClassName", spec["priorityClassName"], "is no name", WAY_OUT_NAME)
     tasks = spec.get("tasks") or []
     if not tasks:
         refuse(f"{where} tasks", tasks, "are none", "a job has at least one")

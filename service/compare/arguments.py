@@ -1,4 +1,4 @@
-"""What `sparta compare` takes, for the service and the launcher alike. No torch here."""
+"""What of a study the command line asks for. No torch here."""
 
 import argparse
 import os
@@ -6,33 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sparta.models.errors import ConfigError
+from sparta.service.arguments import STAGES
 from sparta.service.compare.cells import Folder
-from sparta.service.compare.run import STAGES, Part
+from sparta.service.compare.run import Part
 from sparta.service.compare.study import load_study
 
 STUDIES = Path("studies")
-
-
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    """Define them."""
-    verb.add_argument("study", type=Path, help="STUDY.yaml")
-    verb.add_argument("--work", type=Path, metavar="DIR", help="the study's folder; default: studies/<name>")
-    for what in ("data", "models", "optimizers"):
-        verb.add_argument(f"--{what}", metavar="NAMES", help="some of them, with commas; default: all")
-    verb.add_argument("--stage", choices=STAGES, help="only this; default: one after the other")
-    verb.add_argument(
-        "--slots",
-        type=_slots,
-        default=cores(),
-        metavar="N",
-        help="cells at a time; default: one a core (%(default)s)",
-    )
-    verb.add_argument(
-        "--submit", metavar="SCHEDULER", help="each cell as a job of `sparta submit`; its options follow `--`"
-    )
-    verb.add_argument(
-        "--dry-run", action="store_true", help="list the cells, how they stand and their commands, and stop"
-    )
 
 
 def read(arguments: argparse.Namespace) -> tuple[Folder, Part]:
@@ -42,13 +21,13 @@ def read(arguments: argparse.Namespace) -> tuple[Folder, Part]:
         ConfigError: a bad study, or a name that it does not have.
     """
     study = load_study(arguments.study)
-    stages = (arguments.stage,) if arguments.stage else STAGES
-    return Folder(arguments.work or STUDIES / study.name, study), Part(
+    part = Part(
         _names(arguments.data, study.data, "data"),
         _names(arguments.models, study.models, "models"),
         _names(arguments.optimizers, study.optimizers, "optimizers"),
-        stages,
+        (arguments.stage,) if arguments.stage else STAGES,
     )
+    return Folder(arguments.work or STUDIES / study.name, study), part
 
 
 def cores() -> int:
@@ -62,9 +41,3 @@ def _names(text: str | None, known: Iterable[str], what: str) -> tuple[str, ...]
     if unknown := [name for name in wanted if name not in known]:
         raise ConfigError(f"--{what} {', '.join(unknown)}: the study has {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
-
-
-def _slots(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)

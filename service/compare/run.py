@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from sparta.models.errors import ConfigError
+from sparta.service.arguments import STAGES
 from sparta.service.compare.cells import Cell, Folder, Record, final, tuning
 from sparta.service.compare.table import plain
-
-STAGES = ("prepare", "tune", "final", "table")
 
 Runner = Callable[[Sequence[Cell]], Iterator[tuple[Cell, float | None]]]
 """Runs cells in any order; yields each whose run directory has its result, and the seconds it took if they are known.

@@ -5,7 +5,7 @@ import json
 import sys
 
 from sparta.models.errors import ConfigError
-from sparta.service.compare.arguments import read
+from sparta.service.compare.arguments import cores, read
 from sparta.service.compare.cells import Folder
 from sparta.service.compare.run import Part, alone, check, go, listed, say
 from sparta.service.run import write_atomically
@@ -28,7 +28,7 @@ def compare(arguments: argparse.Namespace) -> None:
     folder.make()
     if part.stages != ("table",):  # which one may look at while cells are run
         with alone(folder):
-            run(folder, part, arguments.slots)
+            run(folder, part, arguments.slots or cores())
     if "table" in part.stages:
         render(folder)
 

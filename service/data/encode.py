@@ -9,8 +9,7 @@ over its rows.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pydantic import ValidationError
 
 from sparta.models import storage
 from sparta.models.errors import DataError
+from sparta.service.data.derive import bucketised, calendar
 from sparta.service.data.raw import Chunk, Kind, Place, is_list
 from sparta.service.data.spec import DenseColumn, SparseColumn, Spec
 from sparta.service.data.vocab import TEXT, Counts, Ids, Lookup, buckets, load_vocabulary
@@ -53,14 +53,6 @@ def numbers(column: pa.Array, place: Place, name: str, nan: str = "error") -> tu
         there &= ~bad
         x = np.where(bad, 0.0, x)
     return x, there
-
-
-def bucketised(x: Floats, there: Bools) -> pa.Array:
-    """int(x) up to 2 and int(floor(log(x)^2)) above, null where missing: BARS' categories of Criteo's counts."""
-    large = x > 2
-    bucket = np.floor(np.log(np.where(large, x, 1.0)) ** 2)
-    small = np.trunc(np.maximum(x, -(2.0**62)))
-    return pa.array(np.where(large, bucket, small).astype(np.int64), mask=~there)
 
 
 @dataclass(frozen=True)
@@ -142,53 +134,6 @@ def _without(texts: pa.Array, nothing: Iterable[str]) -> pa.Array:
         if pc.any(empty).as_py():
             texts = pc.if_else(empty, pa.scalar(None, TEXT), texts)
     return texts
-
-
-class Moments:
-    """Mean and deviation of a column, exact sums, so that no cut of the rows into chunks changes a bit.
-
-    Every float64 is an integer times a power of 2: the integers are summed per exponent. Squares are of
-    the distance to the first value, which keeps their rounding harmless for large means.
-    """
-
-    def __init__(self) -> None:
-        self._origin: float | None = None
-        self._rows = 0
-        self._sums = np.zeros((2, 2, _EXPONENTS), np.int64)  # (x, x^2) by (high, low) digits by exponent
-
-    def add(self, x: Floats) -> None:
-        if len(x) == 0:
-            return
-        if self._origin is None:
-            self._origin = float(x[0])
-        x = x - self._origin
-        self._rows += len(x)
-        for sums, values in zip(self._sums, (x, x * x), strict=True):
-            fraction, exponent = np.frexp(values)
-            digits = (fraction * 2.0**53).astype(np.int64)
-            for part, weights in zip(sums, (digits >> 26, digits & (2**26 - 1)), strict=True):
-                part += np.bincount(exponent + _BIAS, weights, minlength=_EXPONENTS).astype(np.int64)
-
-    def result(self) -> tuple[float, float]:
-        """(mean, deviation); deviation 1 for a constant or absent column, which thus becomes 0."""
-        if self._origin is None:
-            return 0.0, 1.0
-        total, squares = (_exact(high, low) for high, low in self._sums)
-        mean = total / self._rows
-        variance = float(squares / self._rows - mean * mean)
-        return float(Fraction(self._origin) + mean), variance**0.5 if variance > 0 else 1.0
-
-
-_BIAS = 1100
-_EXPONENTS = 2200
-
-
-def _exact(high: Counts, low: Counts) -> Fraction:
-    """What the digits per exponent add up to."""
-    total = Fraction()
-    for e in np.flatnonzero(high | low):
-        total += ((int(high[e]) << 26) + int(low[e])) * Fraction(2) ** (int(e) - _BIAS - 53)
-    return total
 
 
 def standardised(column: DenseColumn) -> bool:
@@ -325,7 +270,7 @@ def _checked(
 def column_kinds(spec: Spec) -> dict[str, Kind]:
     """Every raw column of the spec and how it is read."""
     kinds: dict[str, Kind] = dict.fromkeys(spec.dense, "number")
-    kinds |= dict.fromkeys(spec.sparse, "category")
+    kinds |= dict.fromkeys(map(spec.source, spec.sparse), "category")
     kinds |= dict.fromkeys((*spec.labels, *([spec.weight] if spec.weight else [])), "number")
     return kinds
 
@@ -338,12 +283,26 @@ def encoded_type(spec: Spec) -> dict[str, pa.DataType]:
 
 
 def raw_categories(chunk: Chunk, spec: Spec, name: str) -> Categories:
-    """The categories of one feature, bucketised numbers included."""
-    column = chunk.batch[name]
+    """The categories of one feature, those of bucketised numbers and of times included.
+
+    Raises:
+        DataError: a text that is no time.
+    """
+    raw, options = spec.source(name), spec.categories[name]
+    column = chunk.batch[raw]
     if name in spec.dense:
         x, there = numbers(column, chunk.place, name, spec.dense[name].nan)
         fill = spec.dense[name].fill
         if fill is not None:
             x, there = np.where(there, x, fill), np.ones_like(there)
         column = bucketised(x, there)
-    return categories(column, spec.categories[name], spec.missing)
+    found = categories(column, options, spec.missing)
+    if options.calendar is None:
+        return found
+    parts, bad = calendar(found.texts, options)
+    if bad.any():
+        row = int(np.argmax(np.append(bad, False)[found.index]))
+        raise DataError(
+            f"{chunk.place(row, raw)}: {column[row].as_py()!r} is no time; mend it or say sparse.{name}.time_format"
+        )
+    return replace(found, texts=parts)

@@ -73,7 +73,7 @@ def _meaning(spec: Spec) -> dict[str, object]:
     for name, number in spec.dense.items():
         meaning |= {f"dense.{name}.transform": number.transform, f"dense.{name}.fill": number.fill}
     for name, category in spec.categories.items():
-        for option in ("hash", "lists", "separator"):
+        for option in ("hash", "lists", "separator", "source", "calendar", "time_format"):
             meaning[f"sparse.{name}.{option}"] = getattr(category, option)
     return meaning
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from sparta.service.data.encode import (
     Categories,
     Map,
-    Moments,
     column_kinds,
     numbers,
     raw_categories,
@@ -23,6 +22,7 @@ from sparta.service.data.encode import (
     standardised,
 )
 from sparta.service.data.extend import Parent
+from sparta.service.data.moments import Moments
 from sparta.service.data.raw import Chunk
 from sparta.service.data.spec import SparseColumn, Spec
 from sparta.service.data.split import Splitter
@@ -36,7 +36,8 @@ def learn(spec: Spec, splitter: Splitter, folder: Path, across: Map, parent: Par
     tallies = {name: _Tally(column) for name, column in spec.categories.items()}
     moments = {name: Moments() for name in spec.numbers if standardised(spec.dense[name]) and parent is None}
     learning = [*tallies, *moments]
-    kinds = {name: kind for name, kind in column_kinds(spec).items() if name in tallies or name in moments}
+    raws = {*map(spec.source, tallies), *moments}
+    kinds = {name: kind for name, kind in column_kinds(spec).items() if name in raws}
 
     def observe(chunk: Chunk, train: NDArray[np.bool_], name: str) -> None:
         if name in tallies:

@@ -137,9 +137,11 @@ class RawFile:
             )
         if kind == "category":
             lists = is_list(kind_type)
-            if lists and not self.spec.categories[name].lists:
+            features = [f for f, column in self.spec.categories.items() if not column.lists]
+            narrow = [feature for feature in features if self.spec.source(feature) == name]
+            if lists and narrow:
                 raise DataError(
-                    f"{self.path}: column {name!r} holds lists; say sparse.{name}.multi: true in the spec"
+                    f"{self.path}: column {name!r} holds lists; say sparse.{narrow[0]}.multi: true in the spec"
                 )
             value = kind_type.value_type if lists or pa.types.is_dictionary(kind_type) else kind_type
             if pa.types.is_nested(value) or pa.types.is_binary(value) or pa.types.is_large_binary(value):

@@ -8,7 +8,7 @@ built-in spec and changes only what the file names.
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
@@ -59,11 +59,21 @@ class SparseColumn(Settings):
     list, unseen ones stay as id 0."""
     separator: str | None = Field(default=None, min_length=1)
     """Splits text into values, which are then stripped of white space; implies `multi`."""
+    source: str | None = None
+    """The column it is read from, if not the one of its name: several features may come from one column."""
+    calendar: Literal["hour", "weekday", "weekend"] | None = None
+    """Of a time take only the hour (0 to 23), the weekday (0 is Sunday) or whether it is weekend (1)."""
+    time_format: str | None = Field(default=None, min_length=1)
+    """How such times are written, as strptime has it: "%y%m%d%H"; as 2026-01-31 12:00:00 if not said."""
 
     @model_validator(mode="after")
-    def _one_way_to_number(self) -> "SparseColumn":
+    def _says_nothing_that_is_not_heard(self) -> "SparseColumn":
         if self.hash and (self.min_count > 1 or self.max_rows):
             raise ValueError("hash keeps no vocabulary, so min_count and max_rows say nothing; drop either")
+        if self.time_format and not self.calendar:
+            raise ValueError("time_format says how to read a time for calendar; add calendar or drop it")
+        if self.calendar and self.lists:
+            raise ValueError("calendar takes one time a sample; drop multi and separator")
         return self
 
     @property
@@ -151,6 +161,11 @@ class Spec(Settings):
                 )
             if names.count(name) > 1:
                 raise ValueError(f"column {name!r} is used twice; a column has one role")
+        for name, column in self.sparse.items():
+            if column.source and column.source in (*self.labels, self.weight, *self.dense):
+                raise ValueError(
+                    f"sparse.{name}.source: {column.source!r} is read as a number; name another column"
+                )
         if not self.dense and not self.sparse:
             raise ValueError("neither dense nor sparse names a column; a model needs some input")
         for given, what in ((self.columns or (), "columns"), (tuple(self.rename.values()), "rename")):
@@ -167,8 +182,13 @@ class Spec(Settings):
     @cached_property
     def categories(self) -> Mapping[str, SparseColumn]:
         """Categorical features in schema order: bucketised numbers first."""
-        single = self.defaults.sparse.model_copy(update={"multi": False, "separator": None})
+        one = {"multi": False, "separator": None, "source": None, "calendar": None, "time_format": None}
+        single = self.defaults.sparse.model_copy(update=one)
         return {name: single for name in self.dense if name not in self.numbers} | dict(self.sparse)
+
+    def source(self, feature: str) -> str:
+        """The column that a categorical feature is read from."""
+        return self.categories[feature].source or feature
 
     def paths(self) -> dict[str, list[Path]]:
         """The files of each split (or `all`), globs expanded in sorted order.
@@ -205,7 +225,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> Spec:
     for override in overrides:
         edit(raw, override)
     try:
-        return Spec.model_validate(_anchored(_shaped(raw), Path.cwd()))
+        return Spec.model_validate(_with_files(_shaped(raw), _expanded))
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error, Spec)}") from error
 
@@ -301,25 +321,26 @@ def _over(default: Mapping[str, Any], own: Any) -> Any:
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every path made absolute: `${NAME}` and `~` expanded, the rest relative to `folder`."""
-    files = raw.get("files")
-    if not isinstance(files, Mapping):
-        return raw
-    anchored = {
-        key: [_absolute(path, folder) for path in paths] if isinstance(paths, list) else paths
-        for key, paths in files.items()
-    }
-    return raw | {"files": anchored}
+    """Every path taken from `folder`, but for those that begin with `${NAME}` or `~`."""
+    return _with_files(raw, lambda path: path if path.startswith(("${", "~")) else os.path.join(folder, path))
 
 
-def _absolute(path: Any, folder: Path) -> Any:
-    if not isinstance(path, str):
-        return path
+def _expanded(path: str) -> str:
+    """`${NAME}` and `~` replaced; what is relative then is so to the working directory."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
             raise ConfigError(f"files: {path} needs the environment variable {match[1]}; export it")
         return os.environ[match[1]]
 
-    expanded = os.path.expanduser(_VARIABLE.sub(value, path))
-    return os.path.join(Path.cwd() if path.startswith("${") else folder, expanded)
+    return os.path.join(Path.cwd(), os.path.expanduser(_VARIABLE.sub(value, path)))
+
+
+def _with_files(raw: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    def changed(paths: Any) -> Any:
+        return [change(p) if isinstance(p, str) else p for p in paths] if isinstance(paths, list) else paths
+
+    files = raw.get("files")
+    if not isinstance(files, Mapping):
+        return raw
+    return raw | {"files": {key: changed(paths) for key, paths in files.items()}}

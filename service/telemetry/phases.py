@@ -71,6 +71,14 @@ def timer(device: torch.device) -> Timer:
     return CudaTimer(device) if device.type == "cuda" else HostTimer()
 
 
+class Marks(Protocol):
+    """Who is told of the phases of steps."""
+
+    def begin(self, phase: str) -> None: ...
+
+    def end_step(self) -> None: ...
+
+
 class Phases:
     """The phases of one step after the other.
 

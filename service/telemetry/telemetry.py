@@ -21,7 +21,7 @@ from sparta.models.errors import DataError
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.step import Step, unheard
 from sparta.service.telemetry.instruments import PHASES, WINDOW, Instruments, Labelled
-from sparta.service.telemetry.phases import Phases, timer
+from sparta.service.telemetry.phases import Marks, Phases, timer
 from sparta.service.telemetry.window import Window
 from sparta.sharding.rows.sample import Sampler
 from sparta.sharding.rows.tables import RowTables
@@ -74,7 +74,7 @@ class Telemetry:
         self._rows: Counter[str] = Counter()
         self._partitions = 0
         phase = {name: self.instruments.phase_seconds.labels(name) for name in PHASES}
-        self.phases = Phases(timer(device), lambda name, seconds: phase[name].observe(seconds))
+        self.phases: Marks = Phases(timer(device), lambda name, seconds: phase[name].observe(seconds))
         self.status: dict[str, Any] = {"run": run, "rank": rank, "step": 0}
         """For people; plain values."""
         for column in columns:

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchx.specs import AppDef, Role, macros
 
-from sparta.launcher.app import Machines, alone, on_ranks, training
+from sparta.launcher.app import Machines, alone, on_ranks, training, unmounted
 from sparta.launcher.resources import RESOURCES
 from sparta.models.errors import ConfigError
 
 JOB = "{name: clicks, data: {path: '${DATA}/x'}, model: {name: deepfm}, train: {ranks: 2}, tolerate: {restarts: 5}}"
+
+CLAIM = ["type=volume", "src=runs", "dst=/runs"]
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def option(role: Role, name: str) -> str:
 
 
 def test_the_text_travels_with_its_overrides_and_is_resolved_where_it_arrives(job: Path) -> None:
-    app, checked = training(job, ["--set", "train.epochs=3", "--from", "x"], None, Machines(image="i"))
+    app, checked = training(
+        job, ["--set", "train.epochs=3", "--from", "x"], None, Machines(image="i", mounts=CLAIM)
+    )
     role = only(app)
     text = yaml.safe_load(role.env["SPARTA_JOB"])
     assert (text["train"]["epochs"], text["data"]["path"]) == (3, "${DATA}/x")
@@ -51,7 +55,7 @@ def test_the_text_travels_with_its_overrides_and_is_resolved_where_it_arrives(jo
 
 
 def test_ranks_and_restarts_are_the_jobs_unless_said(job: Path) -> None:
-    role = only(training(job, [], "/runs/a", Machines(image="i"))[0])
+    role = only(training(job, [], "/runs/a", Machines(image="i", mounts=CLAIM))[0])
     assert (role.num_replicas, option(role, "--nproc-per-node"), option(role, "--max-restarts")) == (
         1,
         "2",
@@ -62,7 +66,7 @@ def test_ranks_and_restarts_are_the_jobs_unless_said(job: Path) -> None:
 
 
 def test_elastic_machines_meet_at_the_first(job: Path) -> None:
-    role = only(training(job, [], None, Machines(j="1:3x2", image="i"))[0])
+    role = only(training(job, [], None, Machines(j="1:3x2", image="i", mounts=CLAIM))[0])
     assert (role.min_replicas, role.num_replicas, option(role, "--nnodes")) == (1, 3, "1:3")
     assert (option(role, "--rdzv-endpoint"), option(role, "--rdzv-id")) == ("env:FIRST:29500", "id-1")
     assert only(training(job, [], None, Machines(j="3x2"))[0]).min_replicas is None
@@ -112,8 +116,11 @@ def test_the_command_of_no_container_runs_here_with_its_environment() -> None:
         (Machines(j="2x8"), True, 160, 8),
         (Machines(j="2"), False, 8, 0),
         (Machines(j="2", resource="sparta_gpu_2"), False, 40, 2),
-        (Machines(j="2", cpu=3, gpu=1, memory_mb=5), True, 3, 1),
-        (Machines(j="2", resource="gpu.small"), False, 8, 1),  # TorchX's own
+        (Machines(j="1", cpu=3, gpu=1, memory_mb=5), True, 3, 1),
+        (Machines(j="3", cpu=3), True, 3, 4),
+        (Machines(j="2", gpu=4), False, 80, 4),
+        (Machines(j="2", resource="sparta_gpu_8", cpu=96), True, 96, 8),
+        (Machines(j="1", resource="gpu.small"), False, 8, 1),  # TorchX's own
     ],
 )
 def test_each_machine_has_what_its_ranks_need(machines: Machines, cuda: bool, cpu: int, gpu: int) -> None:
@@ -142,7 +149,15 @@ def test_ranks_share_the_cores_of_their_machine() -> None:
             False,
             "mount type=tape,src=a,dst=b: invalid mount type",
         ),
-        (Machines(mounts=["type=volume", "src=a"]), False, "mount type=volume,src=a: dst"),
+        (Machines(mounts=["type=volume", "src=a"]), False, "mount type=volume,src=a: dst is missing; write"),
+        (Machines(j="8", resource="sparta_gpu_4"), False, "8 ranks on a machine with 4 GPUs: each needs one"),
+        (Machines(j="2", resource="sparta_cpu"), True, "2 ranks on a machine with 0 GPUs: each needs one"),
+        (Machines(retries=-1), False, "retries -1: not a number of starts"),
+        (
+            Machines(environment={"SPARTA_JOB": "2"}),
+            False,
+            "environment variable SPARTA_JOB: tells the ranks",
+        ),
     ],
 )
 def test_mistakes_are_named(machines: Machines, cuda: bool, said: str) -> None:
@@ -150,6 +165,34 @@ def test_mistakes_are_named(machines: Machines, cuda: bool, said: str) -> None:
         on_ranks(["evaluate", "r"], name="a", machines=machines, cuda=cuda)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "run, image, mounts", [(None, "i", CLAIM), ("/runs/a/b", "i", CLAIM), ("/r", None, [])]
+)
+def test_a_run_directory_outlives_its_container(
+    job: Path, run: str | None, image: str | None, mounts: list[str]
+) -> None:
+    app, _ = training(job, [], run, Machines(image=image, mounts=mounts))
+    assert (run or "/runs/clicks") in app.roles[0].args
+
+
+@pytest.mark.parametrize("run", [None, "/scratch/a", "/runs2/a"])
+def test_one_that_would_not_is_refused(job: Path, run: str | None) -> None:
+    mounts = CLAIM if run else []
+    with pytest.raises(ConfigError, match=f"run directory {run or '/runs/clicks'}: on no storage"):
+        training(job, [], run, Machines(image="i", mounts=mounts))
+
+
+def test_a_dataset_that_only_the_image_can_bring_is_known(job: Path) -> None:
+    for path, known in (("/data/x", "/data/x"), ("/runs/x", None), ("s3://b/x", None), ("${D}/x", None)):
+        app, read = training(job, ["--set", f"data.path={path}"], None, Machines(image="i", mounts=CLAIM))
+        assert unmounted(read, app) == known
+
+
+def test_arguments_of_the_training_are_read_before_it_waits_in_a_queue(job: Path) -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: --frm"):
+        training(job, ["--frm", "a"], None, Machines())
 
 
 def test_mounts_are_torchxs() -> None:

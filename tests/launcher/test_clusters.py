@@ -15,7 +15,8 @@ from tests.launcher.test_cli import modules_after
 pytest.importorskip("sparta.launcher.kubernetes")
 
 JOB = "{name: fake, data: {path: '${DATA}/x'}, model: {name: deepfm}, train: {ranks: 2}}"
-COMMON = ["--image", "a/b", "--nodes", "2", "--ranks", "8", "--run-dir", "/runs/r1"]
+RUNS = ["--mount", "type=volume,src=runs,dst=/runs"]
+COMMON = ["--image", "a/b", "--nodes", "2", "--ranks", "8", "--run-dir", "/runs/r1", *RUNS]
 SUBMIT = {
     scheduler: ["submit", "job.yaml", "-s", scheduler, "--cfg", "queue=q,namespace=ns", *COMMON]
     for scheduler in ("kubernetes", "kueue")
@@ -146,7 +147,7 @@ def test_what_is_sent_is_valid_field_by_field(
     strict = pytest.importorskip("tests.k8s.strict")
     if scheduler == "kubernetes" and not any(strict.CRDS.glob("*.yaml")):
         pytest.skip(f"no definitions of Volcano's objects in {strict.CRDS}")
-    words = ["--mount", "type=volume,src=sparta-runs,dst=/runs", "--env", "A=b", "--retries", "2"]
+    words = ["--env", "A=b", "--retries", "2"]
     words += ["--set", "train.device=cuda", "--dry-run"]
     objects = list(yaml.safe_load_all(said(capsys, *SUBMIT[scheduler], *words)))
     assert [thing["kind"] for thing in objects] == KINDS[scheduler]
@@ -162,6 +163,18 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("scheduler", list(SUBMIT))
+def test_the_job_file_may_name_the_queue_and_the_machines_what_they_have(
+    work: Path, scheduler: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", "job.yaml", "-s", scheduler, "--image", "i", *RUNS, "--dry-run"]
+    asked = ["--cpu", "12", "--gpu", "2", "--memory-gb", "64", "--set", "kubernetes.queue=mine"]
+    text = said(capsys, *words, *asked)
+    assert "mine" in text
+    assert "nvidia.com/gpu: '2'" in text
+    assert re.search(r"cpu: (12000m|'12'|11900m)", text)
+
+
+@pytest.mark.parametrize("scheduler", list(SUBMIT))
 def test_a_dry_run_loads_no_torch(work: Path, scheduler: str) -> None:
     loaded = modules_after(f"from sparta.launcher.cli import main; main({[*SUBMIT[scheduler], '--dry-run']})")
     assert "torchx.runner" in loaded
@@ -173,16 +186,26 @@ def test_a_dry_run_loads_no_torch(work: Path, scheduler: str) -> None:
     [
         (["submit", "job.yaml", "-s", "kubernetes"], "--image is missing: kubernetes runs containers"),
         (
-            ["submit", "job.yaml", "-s", "kubernetes", "--image", "i"],
+            ["submit", "job.yaml", "-s", "kubernetes", "--image", "i", *RUNS],
             "kubernetes: --cfg queue=... is missing",
         ),
         (
-            ["submit", "job.yaml", "-s", "kueue", "--image", "i"],
+            ["submit", "job.yaml", "-s", "kueue", "--image", "i", *RUNS],
             "queue: Kueue needs the name of a LocalQueue",
         ),
         (
             ["submit", "job.yaml", "-s", "kueue", "--image", "i", "--cfg", "service_account=a"],
             "--cfg service_account: unknown to kueue; it knows namespace, queue",
+        ),
+        (
+            ["submit", "job.yaml", "-s", "kubernetes", "--image", "i", "--cfg", "queue=q"],
+            "run directory /runs/fake: on no storage",
+        ),
+        ([*SUBMIT["kueue"], "--nodes", "2:1"], "--nodes 2:1: needs a machine, and no more at least"),
+        ([*SUBMIT["kueue"], "--retries", "-1"], "argument --retries: "),
+        (
+            [*SUBMIT["kubernetes"], "--set", "kubernetes.priority_class=Bad Name"],
+            "Volcano job fake",
         ),
         ([*SUBMIT["kueue"], "--set", "name=forbidden"], "kueue: the API server says 403: you may not"),
         (

@@ -70,7 +70,7 @@ def test_named_resources_are_resources() -> None:
 
 COMMON = [
     "--mounts",
-    "type=volume,src=d,dst=/data",
+    "type=volume,src=d,dst=/r",
     "--env",
     "A=1,B=2",
     "-h",
@@ -79,7 +79,18 @@ COMMON = [
     "3",
 ]
 WORDS = {
-    "train": ["--job", "job.yaml", "-j", "1:2x2", "--run_dir", "/r", *COMMON, "--", "--set", "train.seed=77"],
+    "train": [
+        "--job",
+        "job.yaml",
+        "-j",
+        "1:2x2",
+        "--run_dir",
+        "/r/a",
+        *COMMON,
+        "--",
+        "--set",
+        "train.seed=77",
+    ],
     "evaluate": ["--run_dir", "/r", "-j", "1:2x2", *COMMON, "--", "--checkpoint", "last"],
     "prepare": ["--spec", "s", "--out", "o", *COMMON, "--", "--overwrite"],
 }
@@ -109,9 +120,22 @@ def test_rendering_loads_no_torch(job: Path) -> None:
     code = (
         "import sys\nfrom torchx.runner import get_runner\nfrom torchx.specs.builders import materialize_appdef\n"
         "from sparta.launcher.components import train\n"
-        f"app = materialize_appdef(train, ['--job', {str(job)!r}, '--image', 'i'])\n"
+        f"app = materialize_appdef(train, ['--job', {str(job)!r}, '--image', 'i', "
+        "'--mounts', 'type=volume,src=a,dst=/runs'])\n"
         "with get_runner() as runner: runner.dryrun(app, 'kubernetes', {'queue': 'q'})\n"
         "print(sorted({'torch', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_is_wrong_ends_in_one_line_where_torchx_calls(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "torchx.cli.main", "run", "-s", "local_cwd", "sparta.train", "--job", nowhere],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "nowhere.yaml: No such file" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from sparta.launcher.cli import main
+from sparta.models.schema import Feature, Schema
 from tests.launcher.test_cli import PYTHONPATH, drive
 from tests.launcher.test_tether import wait_for_end
 
@@ -27,6 +28,8 @@ JOB = "{name: fake, data: {path: x}, model: {name: deepfm}, train: {ranks: 2}}"
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "pids").mkdir()
+    (tmp_path / "x").mkdir()
+    Schema(sparse=(Feature(name="C1", rows=9),), labels=("y",), splits={"train": 9}).save(tmp_path / "x")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
     yield tmp_path
@@ -94,7 +97,7 @@ def test_a_job_is_found_followed_and_cancelled_from_other_shells(work: Path) -> 
     assert str(said["said"]).startswith(
         "stopped after step 7; go on with: sparta train job.yaml --run-dir runs/fake"
     )
-    assert drive("cancel", handle, cwd=work).stdout == f"{handle} CANCELLED\n"
+    assert drive("cancel", handle, cwd=work).stdout == f"{handle} CANCELLED before it could be told\n"
 
 
 def test_following_ends_with_the_job_and_misses_nothing(work: Path) -> None:
@@ -102,7 +105,19 @@ def test_following_ends_with_the_job_and_misses_nothing(work: Path) -> None:
     done = drive("logs", handle, "--follow", cwd=work)
     assert done.returncode == 0
     assert sorted(done.stdout.splitlines()) == ["[0] first", "[0] last", "[1]  20%", "[1] first"]
+    assert done.stderr == f"{handle} SUCCEEDED\n"
     assert drive("status", handle, "--exit-code", cwd=work).returncode == 0
+
+
+def test_why_the_ranks_were_started_again_is_in_the_logs_and_the_number_in_the_status(work: Path) -> None:
+    handle = submit(work, "1@0:beat:0-1", "1@0:kill:SIGKILL", "0@0:sleep:60", "*:print:done")
+    done = drive("logs", handle, "--follow", cwd=work)
+    (note,) = [line for line in done.stdout.splitlines() if line.startswith("[all] ")]
+    assert note.startswith("[all] note: rank 1 on ")
+    assert "killed by SIGKILL" in note
+    assert note.endswith("restarted (1 of 3), resuming")
+    assert status(work, handle)["restarts"] == 1
+    assert "[all]" not in drive("logs", handle, "--rank", "1", cwd=work).stdout
 
 
 def test_jobs_are_listed_newest_first(work: Path) -> None:
@@ -181,6 +196,10 @@ def test_a_shell_that_is_killed_leaves_its_job_alone(work: Path) -> None:
     assert not wait_for_end({pid, *pids(work)})
     said = status(work, handle)
     assert (said["state"], said["exit_code"]) == ("FAILED", 137)
+    assert str(said["said"]).startswith(
+        "killed with all its ranks, as by SIGKILL; go on with: sparta train job.yaml "
+    )
+    assert str(said["said"]).endswith(" --resume")
 
 
 def test_a_job_is_stopped_even_before_it_has_ranks(work: Path) -> None:
@@ -223,12 +242,13 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(
         "--from",
         "a b",
     ]
+    (work / "a b").mkdir()
     assert main(words) == 0
     said = yaml.safe_load(capsys.readouterr().out)
     train = ["train", "job.yaml", "--run-dir", "runs/fake", "--set", "train.epochs=2", "--ranks", "3"]
     assert said["command"] == [sys.executable, "-m", "sparta.launcher", *train, "--from", "a b"]
     assert (said["ranks"], said["run"]) == (3, "runs/fake")
-    assert sorted(path.name for path in work.iterdir()) == ["job.yaml", "pids"]
+    assert sorted(path.name for path in work.iterdir()) == ["a b", "job.yaml", "pids", "x"]
     (work / "runs" / "fake").mkdir(parents=True)
     assert main(words) == 0
     assert yaml.safe_load(capsys.readouterr().out)["run"] == "runs/fake-2"
@@ -244,6 +264,13 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(
         (["submit", "job.yaml", "--image", "a"], "--image: local_cwd runs on this machine"),
         (["submit", "job.yaml", "--resume"], "--resume needs --run-dir"),
         (["submit", "job.yaml", "--ranks", "0"], "argument --ranks: '0' is no whole number above 0"),
+        (["submit", "job.yaml", "--ranks", "90000"], "90000 ranks take 35156 GiB before they hold a row"),
+        (
+            ["submit", "job.yaml", "--", "--frm", "a"],
+            "unrecognized arguments: --frm a",
+        ),
+        (["submit", "job.yaml", "--", "--from", "nix"], "--from nix: no such run"),
+        (["submit", "job.yaml", "--dry-run", "--", "--from", "nix"], "--from nix: no such run"),
         (["submit", "job.yaml", "-s", "cron"], "argument -s/--scheduler: invalid choice: 'cron'"),
         (["submit", "job.yaml", "--run-dir", "held"], "held: already holds a run"),
         (["status", "nix"], "nix: no local job of that name; `sparta list` shows them"),
@@ -267,6 +294,16 @@ def test_mistakes_are_one_line(
     assert err.startswith("error: ")
     assert said in err
     assert err.count("\n") == 1
+    assert not (work / "state").exists()
+    assert not (work / "runs").exists()
+
+
+def test_a_missing_dataset_is_told_before_anything_is_made(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    assert main(["submit", "job.yaml", "--set", "data.path=nowhere"]) == 3
+    assert "nowhere" in capsys.readouterr().err
     assert not (work / "state").exists()
     assert not (work / "runs").exists()
 

@@ -81,7 +81,8 @@ def test_without_any_rank_torchrun_is_named(fail: Fail, tmp_path: Path) -> None:
     earlier.leave(earlier.verdict({2: 9}))
     logs = Logs(tmp_path)
     (tmp_path / "rank-0.log").write_text("error: not of a rank that failed\n")
-    assert (logs.left().line, logs.left().code) == (f"error: torchrun stopped; its log is {log}", 1)
+    killed = "torchrun stopped without a word, as if it had been killed (out of memory?)"
+    assert (logs.left().line, logs.left().code) == (f"error: {killed}; its log is {log}", 1)
     log.write_text("Traceback\nNoPort: 1\n")
     assert logs.left().line == f"error: torchrun stopped (NoPort: 1); its log is {log}"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sparta.service.__main__ import VERBS, main, parser
+from sparta.service.__main__ import VERBS, main
+from sparta.service.arguments import parser
 from tests.service.refusal import refused, sparta
 
 

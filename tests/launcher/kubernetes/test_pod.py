@@ -23,8 +23,8 @@ def variables(thing: Any) -> dict[str, Any]:
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in rendered.container(thing)["env"]}
 
 
-def test_job_and_run_are_on_the_pods_and_win_over_the_users_labels(render: Any) -> None:
-    done = render(rendered.job(labels={"team": "ads", "sparta.dev/job": "mine"}, annotations={"note": "x"}))
+def test_job_and_run_are_on_the_pods_beside_the_users_labels(render: Any) -> None:
+    done = render(rendered.job(labels={"team": "ads"}, annotations={"note": "x"}))
     for labels in (done["metadata"]["labels"], rendered.template(done)["metadata"]["labels"]):
         assert labels["sparta.dev/job"] == "clicks"
         assert labels["sparta.dev/run"] == "clicks-7", "the run directory's name"

@@ -1,6 +1,5 @@
 """The course of a study: what is run, in which order, what is not run again, what is said."""
 
-import argparse
 import signal
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 
 from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import load_schema
-from sparta.service.compare.arguments import add_arguments, read
+from sparta.service.arguments import parser
+from sparta.service.compare.arguments import read
 from sparta.service.compare.run import Part, alone, check, finals, go, grids, listed
 from tests.service.compare import toys
 
@@ -133,12 +133,12 @@ def test_what_would_be_refused_only_hours_later_is_refused_now(tmp_path: Path) -
 
 def test_names_come_in_the_study_s_order_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     path = toys.write(tmp_path)
-    verb = argparse.ArgumentParser()
-    add_arguments(verb)
-    _, part = read(verb.parse_args([str(path), "--models", "dcn,deepfm", "--optimizers", "helen"]))
+    _, part = read(
+        parser().parse_args(["compare", str(path), "--models", "dcn,deepfm", "--optimizers", "helen"])
+    )
     assert (part.models, part.optimizers, part.data) == (("deepfm", "dcn"), ("helen",), ("toy",))
     with pytest.raises(ConfigError, match="--data d: the study has toy"):
-        read(verb.parse_args([str(path), "--data", "d,toy"]))
+        read(parser().parse_args(["compare", str(path), "--data", "d,toy"]))
 
 
 def test_a_folder_is_one_study_s_at_a_time_and_sigterm_ends_it_as_ctrl_c(tmp_path: Path) -> None:

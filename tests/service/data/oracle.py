@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sparta.service.data.spec import DenseColumn, SparseColumn, Spec
@@ -42,12 +43,26 @@ def bucket(value: float | None, column: DenseColumn) -> int | None:
     return math.floor(math.log(value) ** 2) if value > 2 else int(value)
 
 
+def calendar(written: str | None, column: SparseColumn) -> str | None:
+    """The column's part of a time."""
+    if written is None:
+        return None
+    how = column.time_format
+    time = datetime.strptime(written, how) if how else datetime.fromisoformat(written)
+    sunday = time.isoweekday() % 7
+    return str(
+        {"hour": time.hour, "weekday": sunday, "weekend": int(sunday in (0, 6))}[column.calendar or "hour"]
+    )
+
+
 def values(row: Row, name: str, spec: Spec) -> list[str | None]:
     """The texts of a feature in a row; None = missing. One of them unless the feature is multi-valued."""
     column = spec.categories[name]
-    raw = row[name]
+    raw = row[column.source or name]
     if name in spec.dense:
         raw = bucket(raw, spec.dense[name])
+    if column.calendar:
+        raw = calendar(text(raw, spec.missing), column)
     if not column.lists:
         return [text(raw, spec.missing)]
     if isinstance(raw, list):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparta.models.errors import DataError
-from sparta.service.data.encode import Moments, bucketised, categories, numbers, transformed
+from sparta.service.data.encode import categories, numbers, transformed
+from sparta.service.data.moments import Moments
 from sparta.service.data.raw import Place
 from sparta.service.data.spec import DenseColumn, SparseColumn
 from sparta.service.data.vocab import TEXT, buckets
@@ -100,13 +101,6 @@ def test_transforms_equal_the_oracle(transform: str, raw: list[float | None], fi
     assert found.null_count == 0
     expected = [oracle.number(value, column, 2.0, 8.0) for value in raw]
     np.testing.assert_allclose(found.to_numpy(), np.array(expected, np.float32), rtol=1e-6)
-
-
-@given(st.lists(st.one_of(st.none(), finite), max_size=20))
-def test_buckets_are_those_of_bars(raw: list[float | None]) -> None:
-    raw = [None if value is None else max(value, -1e9) for value in raw]
-    x, there = numbers(pa.array(raw, pa.float64()), PLACE, "x")
-    assert bucketised(x, there).to_pylist() == [oracle.bucket(value, DenseColumn()) for value in raw]
 
 
 @given(st.lists(finite, min_size=1, max_size=30), st.randoms())

@@ -148,6 +148,14 @@ SPARSE = {"word": {"hash": 5}, "tags": {"separator": ","}}
             {"defaults": {"sparse": {"hash": 9}}, "sparse": SPARSE},
             r"sparse\.n\.hash is none, the spec's is 9",
         ),
+        (
+            {"sparse": SPARSE | {"word": {"source": "code", "hash": 5}}},
+            r"sparse\.word\.source is none, .* 'code'",
+        ),
+        (
+            {"sparse": SPARSE | {"word": {"calendar": "hour", "hash": 5}}},
+            r"calendar is none, the spec's is 'hour'",
+        ),
         ({"labels": ["z", "y"]}, "label 1 is 'y', the spec's is 'z'"),
         ({"weight": None}, "weight is 'w', the spec's is none"),
         ({"missing": [""]}, r"missing is \['', 'NA'\], the spec's is \[''\]"),

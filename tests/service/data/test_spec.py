@@ -65,6 +65,8 @@ def test_job_specs_are_valid_and_need_the_data_folder(name: str, monkeypatch: py
     monkeypatch.delenv("SPARTA_DATA")
     with pytest.raises(ConfigError, match="environment variable SPARTA_DATA"):
         load_spec(path)
+    other = load_spec(path, ["files={train: /elsewhere/a.csv}"])
+    assert other.files["train"] == ("/elsewhere/a.csv",)
 
 
 def test_paths_start_at_the_spec_and_overrides_at_the_working_directory(

@@ -1,0 +1,331 @@
+"""How fast is a whole training? Beside a plain TorchRec loop over the same model, and Helen beside its authors' way.
+
+DeepFM, 39 fields of dim 16 with their 1-wide twins, MLP 3 x 400, batch 4096, Zipf ids, one process. Ours is `sparta
+train` as users run it: Parquet from disk, shuffled and checked, metrics served, history written, checkpoints every
+1000 steps. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own
+planner and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the
+published algorithm, `sparta.optim.Helen(variant="authors")`, in fp32.
+
+Every figure is a process of its own, and those of a pair take turns; prints one JSON object: examples a second of
+each and the ratios of the pairs, median and quartiles.
+
+    python benchmarks/loops.py [--pairs 5] [--steps 120] [--only torchrec|helen|helen_10M]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from sparta.launcher.local import MEMORY_AND_THREADS
+from sparta.models.schema import Feature, Schema
+
+FIELDS, DIM, HIDDEN, BATCH = 39, 16, (400, 400, 400), 4096
+NAMES = [f"C{i}" for i in range(1, FIELDS + 1)]
+WARM = 40
+"""Steps that do not count."""
+MILLION = 1_000_000
+
+
+def ids(rng: np.random.Generator, samples: int, rows: int) -> np.ndarray:
+    """(F, samples) Zipf ids of tables that have `rows` rows together."""
+    each = max(2, rows // FIELDS)
+    return np.minimum(rng.zipf(1.2, (FIELDS, samples)) - 1, each - 1)
+
+
+# --- ours ---------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, rows: int, steps: int) -> None:
+    """A dataset of so many steps."""
+    rng, samples = np.random.default_rng(1), BATCH * steps
+    schema = Schema(
+        sparse=tuple(Feature(name=name, rows=max(2, rows // FIELDS)) for name in NAMES),
+        labels=("label",),
+        splits={"train": samples},
+    )
+    (folder / "train").mkdir(parents=True)
+    schema.save(folder)
+    columns = dict(zip(NAMES, ids(rng, samples, rows).astype(np.int32), strict=True))
+    columns["label"] = rng.integers(0, 2, samples).astype(np.float32)
+    pq.write_table(
+        pa.table(columns),
+        folder / "train" / "part-00000.parquet",
+        compression="zstd",
+        row_group_size=65_536,
+        write_page_checksum=True,
+    )
+
+
+def ours(data: Path, tables: dict[str, Any], precision: str, steps: int) -> float:
+    """Examples a second of `sparta train`."""
+    job = {
+        "name": "speed",
+        "data": {"path": str(data), "batch_size": BATCH},
+        "model": {"name": "deepfm", "embedding_dim": DIM, "args": {"hidden": list(HIDDEN)}},
+        "optim": {"tables": {"lr": 1e-3, **tables}, "dense": {"lr": 1e-3}},
+        "train": {"precision": precision, "max_steps": steps, "log_every": 10},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "job.yaml").write_text(json.dumps(job))
+        command = [sys.executable, "-m", "sparta.launcher", "train", str(folder / "job.yaml")]
+        subprocess.run([*command, "--run-dir", str(folder / "run")], check=True, capture_output=True)
+        lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
+    rates = [line["examples_per_second"] for line in lines if "loss" in line and line["step"] > WARM]
+    return float(statistics.harmonic_mean(rates))
+
+
+# --- the plain loop -----------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """DeepFM as TorchRec's own examples are written."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+
+        each = max(2, rows // FIELDS)
+
+        def tables(prefix: str, dim: int) -> Any:
+            configs = [
+                EmbeddingBagConfig(
+                    num_embeddings=each, embedding_dim=dim, name=f"{prefix}_{n}", feature_names=[n]
+                )
+                for n in NAMES
+            ]
+            return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+
+        self.deep, self.wide = tables("deep", DIM), tables("wide", 4)  # FBGEMM wants multiples of 4
+        layers: list[nn.Module] = []
+        for width, units in zip((FIELDS * DIM, *HIDDEN), HIDDEN, strict=False):
+            layers += [nn.Linear(width, units), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(HIDDEN[-1], 1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, sparse: Any) -> Tensor:
+        flat = self.deep(sparse).values()
+        fields = flat.view(-1, FIELDS, DIM)
+        first = self.wide(sparse).values().view(-1, FIELDS, 4)[:, :, 0].sum(1, keepdim=True)
+        second = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
+        logits: Tensor = self.mlp(flat) + first + second + self.bias
+        return logits
+
+
+def plain(rows: int, precision: str, steps: int) -> float:
+    """Examples a second of a loop over batches in memory."""
+    import torch.distributed as dist
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from torchrec import KeyedJaggedTensor
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 1e-3}
+    module = DistributedModelParallel(
+        Plain(rows), device=torch.device("cpu"), sharders=[EmbeddingBagCollectionSharder(fused_params=fused)]
+    )
+    dense = [p for name, p in module.named_parameters() if ".mlp." in name or name.endswith("bias")]
+    optimizer = torch.optim.Adam(dense, lr=1e-3)
+    rng, given = np.random.default_rng(1), []
+    for _ in range(16):
+        sparse = KeyedJaggedTensor(
+            keys=NAMES,
+            values=torch.from_numpy(ids(rng, BATCH, rows).reshape(-1)),
+            lengths=torch.ones(FIELDS * BATCH, dtype=torch.int32),
+        )
+        given.append((sparse, torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32))))
+
+    def step(number: int) -> None:
+        sparse, labels = given[number % len(given)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = module(sparse)
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits.float(), labels))
+        optimizer.step()
+
+    return timed(step, steps)
+
+
+# --- the authors' way ---------------------------------------------------------------------------------------
+
+
+class Dense(nn.Module):
+    """DeepFM over dense tables of plain PyTorch."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        each = max(2, rows // FIELDS)
+        self.deep = nn.ModuleList(nn.Embedding(each, DIM) for _ in NAMES)
+        self.wide = nn.ModuleList(nn.Embedding(each, 1) for _ in NAMES)
+        layers: list[nn.Module] = []
+        for width, units in zip((FIELDS * DIM, *HIDDEN), HIDDEN, strict=False):
+            layers += [nn.Linear(width, units), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(HIDDEN[-1], 1))
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        fields = torch.stack([table(ids_BF[:, f]) for f, table in enumerate(self.deep)], dim=1)
+        first = torch.cat([table(ids_BF[:, f]) for f, table in enumerate(self.wide)], dim=1).sum(
+            1, keepdim=True
+        )
+        second = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
+        logits: Tensor = self.mlp(fields.flatten(1)) + first + second
+        return logits
+
+
+def authors(rows: int, steps: int) -> float:
+    """Examples a second of the published algorithm."""
+    from sparta.optim import Helen
+
+    model = Dense(rows)
+    helen = Helen(model, lr=1e-3, rho=0.05, xi=0.3, perturb_dense=True, variant="authors")
+    rng = np.random.default_rng(1)
+    given = [
+        (
+            torch.from_numpy(ids(rng, BATCH, rows).T.copy()),
+            torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32)),
+        )
+        for _ in range(8)
+    ]
+
+    def step(number: int) -> None:
+        batch, labels = given[number % len(given)]
+
+        def closure() -> Tensor:
+            helen.zero_grad()
+            loss = nn.functional.binary_cross_entropy_with_logits(model(batch), labels)
+            torch.autograd.backward(loss)
+            return loss
+
+        helen.step(closure)
+
+    return timed(step, steps, warm=2)
+
+
+def timed(step: Callable[[int], None], steps: int, warm: int = WARM) -> float:
+    """Examples a second of the steps after the first `warm`."""
+    for number in range(warm):
+        step(number)
+    began = time.perf_counter()
+    for number in range(warm, steps):
+        step(number)
+    return BATCH * (steps - warm) / (time.perf_counter() - began)
+
+
+# --- pairs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """What stands beside what."""
+
+    group: str
+    title: str
+    rows: int
+    """Of all tables together."""
+    tables: dict[str, Any]
+    """How our tables learn."""
+    precision: str
+    theirs: str
+    their_steps: int | None = None
+    """As many as ours if not said."""
+
+
+ADAGRAD, HELEN = {"name": "rowwise_adagrad"}, {"name": "helen", "rho": 0.01}
+QUESTIONS = (
+    Question("torchrec", "plain TorchRec loop, fp32", MILLION, ADAGRAD, "fp32", "plain"),
+    Question("torchrec", "plain TorchRec loop, bf16", MILLION, ADAGRAD, "bf16", "plain"),
+    Question("helen", "Helen in bf16 to the authors' way, 1M rows", MILLION, HELEN, "bf16", "authors", 14),
+    Question(
+        "helen_10M", "Helen in bf16 to the authors' way, 10M rows", 10 * MILLION, HELEN, "bf16", "authors", 5
+    ),
+)
+
+
+def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tuple[float, float]:
+    """Examples a second of ours and of theirs."""
+
+    def one_of_ours() -> float:
+        return ours(data, question.tables, question.precision, steps)
+
+    def one_of_theirs() -> float:
+        numbers = [str(question.rows), str(question.their_steps or steps)]
+        command = [sys.executable, __file__, "--child", question.theirs, question.precision, *numbers]
+        # Without our settings of memory and threads, which nobody has who does not know them.
+        environment = {name: value for name, value in os.environ.items() if name not in MEMORY_AND_THREADS}
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        return float(told.split()[-1])
+
+    if ours_first:
+        return one_of_ours(), one_of_theirs()
+    theirs = one_of_theirs()
+    return one_of_ours(), theirs
+
+
+def answer(question: Question, data: Path, pairs: int, steps: int) -> dict[str, Any]:
+    """Medians of interleaved pairs, and the spread of their ratios."""
+    rates = [pair(question, data, steps, ours_first=turn % 2 == 0) for turn in range(pairs)]
+    ratios = [mine / theirs for mine, theirs in rates]
+    low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
+    return {
+        "ours": round(statistics.median(mine for mine, _ in rates)),
+        "theirs": round(statistics.median(theirs for _, theirs in rates)),
+        "ratio": round(middle, 3),
+        "quartiles": [round(low, 3), round(high, 3)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--only", choices=sorted({question.group for question in QUESTIONS}))
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, precision, rows, steps = options.child
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        print(
+            authors(int(rows), int(steps)) if kind == "authors" else plain(int(rows), precision, int(steps))
+        )
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for question in QUESTIONS:
+            if options.only in (None, question.group):
+                data = Path(name) / str(question.rows)
+                if not data.exists():
+                    write(data, question.rows, options.steps)
+                found[question.title] = answer(question, data, options.pairs, options.steps)
+                print(question.title, found[question.title], file=sys.stderr, flush=True)
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "pairs": options.pairs,
+        "steps": options.steps,
+        "examples_per_second": found,
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "torchrec", "fbgemm-gpu-cpu", "numba")},
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
