@@ -35,6 +35,8 @@ from sparta.service.settings import Yaml
 
 Record = dict[str, Any]
 METRICS = ("auc", "logloss")
+CIRCUMSTANCES = ("machine", "device", "ranks", "threads", "versions")
+"""What a record says of where it was trained."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class Folder:
                 raise DataError(
                     f"{cell.name}: no AUC on the {missing[0]} split, which has one class; prepare another"
                 )
-            told = ("steps", "best_step", "stopped_early", "examples_per_second", "seconds", "versions")
+            told = ("steps", "best_step", "stopped_early", "examples_per_second", "seconds", *CIRCUMSTANCES)
             found |= {key: result[key] for key in told if key in result}
             ended = run.result
         else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparta.models.errors import ConfigError, DataError
-from sparta.service.compare.cells import METRICS, Cell, Folder, Record, final
+from sparta.service.compare.cells import CIRCUMSTANCES, METRICS, Cell, Folder, Record, final
 from sparta.service.compare.statistics import Floats, Ranked, bootstrap, interval, paired, spread
 from sparta.service.kept import load_kept
 
@@ -49,6 +49,7 @@ def collect(folder: Folder) -> Record:
         "optimizers": {name: optimizer.label for name, optimizer in study.optimizers.items()},
         "groups": [{**group, "runs": _short(group["runs"])} for group in groups],
         "dates": sorted({run["date"] for run in runs}),
+        "machines": _distinct([_machine(run) for run in runs if "machine" in run]),
         "versions": _distinct([run["versions"] for run in runs if "versions" in run]),
     }
 
@@ -131,8 +132,13 @@ def _resampled(folder: Folder, pairs: Sequence[tuple[Cell, Record]]) -> tuple[Fl
 
 def _short(records: Sequence[Record]) -> list[Record]:
     """Records without what stands elsewhere in the file."""
-    elsewhere = ("data", "model", "optimizer", "versions", "rerun")
+    elsewhere = ("data", "model", "optimizer", "rerun", *CIRCUMSTANCES)
     return [{key: value for key, value in record.items() if key not in elsewhere} for record in records]
+
+
+def _machine(run: Record) -> str:
+    counts = [f"{run[what]} {what if run[what] > 1 else what[:-1]}" for what in ("ranks", "threads")]
+    return f"{run['machine']}, {run['device']}, {' of '.join(counts)}"
 
 
 def _distinct(found: Sequence[Any]) -> list[Any]:

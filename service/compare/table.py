@@ -51,7 +51,7 @@ def told(result: Record) -> str:
         if result["resamples"]:
             drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
             said.append(f"Intervals: {drawn}; better and worse go by them.")
-    said.append(f"{', '.join(result['dates'])}; {_versions(result)}.")
+    said.append(f"{'; '.join([', '.join(result['dates']), *result.get('machines', []), _versions(result)])}.")
     return " ".join(said)
 
 

@@ -42,6 +42,8 @@ def test_the_record_holds_every_seed_and_what_was_tried(tmp_path: Path) -> None:
     assert "interval" not in helen["to_first"]["logloss"]
     assert "to_first" not in adam
     assert helen["rerun"].startswith("sparta train ")
+    assert result["machines"] == ["x86_64, cpu, 1 rank of 2 threads"]
+    assert "; x86_64, cpu, 1 rank of 2 threads; sparta 0." in document(result)
 
 
 def test_the_table_is_made_of_the_record_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,7 @@ def finish(of: Folder, cell: Cell, strength: float | None) -> None:
         kept = np.stack([scores, labels().astype(np.float32), np.ones(ROWS, np.float32)], axis=1)
         np.save(run / "scores" / "rank-00000.npy", kept)
     said = {"eval": splits, "steps": 7, "best_step": 5, "seconds": 2.0, "versions": {"sparta": "0"}}
+    said |= {"machine": "x86_64", "device": "cpu", "ranks": 1, "threads": 2}
     (run / "result.json").write_text(json.dumps(said))
 
 
