@@ -36,12 +36,14 @@ MANAGE = {
     "list": "list submitted jobs, newest first",
 }
 DEMO = "demo"
+COMPARE = "compare"
 WATCH = "watch"
 VERBS = {
     **SINGLE,
     **MULTI,
     SUBMIT: "train a job in the background, or on a cluster",
     **MANAGE,
+    COMPARE: "run a study of data sets, models and optimizers, to a table",
     WATCH: "start a Prometheus on this machine that scrapes local runs",
     DEMO: "a first look: synth, prepare and train in three minutes",
 }
@@ -88,13 +90,17 @@ def _dispatch(verb: str, arguments: list[str], service: str) -> int:
         from sparta.launcher.manage import manage
 
         return manage(verb, arguments)
+    if verb == COMPARE:
+        from sparta.launcher.compare import compare
+
+        return compare(arguments, service=service)
     if verb == WATCH:
         from sparta.launcher.watch import watch
 
         return watch(arguments)
     request = None if verb in SINGLE or wants_help(arguments) else peek(arguments)
     if request is None:
-        return _become(service, verb, arguments)
+        return become(service, verb, arguments)
     return _start(verb, arguments, request, service)
 
 
@@ -107,7 +113,7 @@ def _help() -> str:
     )
 
 
-def _become(service: str, verb: str, arguments: Sequence[str]) -> NoReturn:
+def become(service: str, verb: str, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by the service: same terminal, same signals, its exit code."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", service, verb, *arguments])

@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparta.launcher.request import NEW_RUN
 from sparta.launcher.run_directory import first_free, given, next_free
 from sparta.models.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torchx.specs import AppDef
+
+    from sparta.launcher.records import Record
     from sparta.service.config import Job
 
 SERVICE = "sparta.service"
@@ -103,16 +106,51 @@ def submit(argv: Sequence[str], *, service: str) -> int:
     Raises:
         ConfigError: in one line.
     """
+    arguments, words = _read(argv)
+    if arguments.scheduler == LOCAL:
+        return _locally(arguments, words, service)
+    return _on_a_cluster(arguments, words)
+
+
+def hand_over(argv: Sequence[str], *, service: str) -> str:
+    """Submit a job as the verb does, which prints nothing; its handle.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    arguments, words = _read(argv)
+    if arguments.scheduler == LOCAL:
+        job, train, run = _here(arguments, words, service)
+        return _start(job, train, run, service).handle
+    from sparta.launcher import cluster
+
+    app, job, options = _there(arguments, words)
+    return cluster.send(app, job, arguments.scheduler, options)
+
+
+def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The verb's arguments, and what `sparta train` is given as it is."""
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
-    arguments = parser().parse_args(words[:at])
-    if arguments.scheduler == LOCAL:
-        return _locally(arguments, words[at + 1 :], service)
-    return _on_a_cluster(arguments, words[at + 1 :])
+    return parser().parse_args(words[:at]), words[at + 1 :]
 
 
 def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> int:
     """Start `sparta train` in a session of its own."""
+    job, train, run = _here(arguments, words, service)
+    if arguments.dry_run:
+        return _print_local(train, arguments.ranks or job.train.ranks, run)
+    record = _start(job, train, run, service, watched=arguments.wait)
+    print(record.handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
+    if not arguments.wait:
+        return 0
+    from sparta.launcher import detached
+
+    return detached.wait(record)
+
+
+def _here(arguments: argparse.Namespace, words: list[str], service: str) -> tuple["Job", list[str], Path]:
+    """The job, the arguments of `sparta train`, and the run directory."""
     from sparta.service.config import load_job
 
     for option in ("image", "cfg", "resource", "cpu", "gpu", "memory_gb", "mount", "env", "retries"):
@@ -131,9 +169,10 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
     train += [word for override in arguments.set for word in ("--set", override)]
     train += ["--ranks", str(arguments.ranks)] if arguments.ranks else []
     train += ["--resume"] if arguments.resume else []
-    train += words
-    if arguments.dry_run:
-        return _print_local(train, ranks, run)
+    return job, [*train, *words], run
+
+
+def _start(job: "Job", train: list[str], run: Path, service: str, *, watched: bool = False) -> "Record":
     from sparta.launcher import detached
     from sparta.launcher.records import Record, new_id
 
@@ -146,9 +185,7 @@ def _locally(arguments: argparse.Namespace, words: list[str], service: str) -> i
         service=service,
         started=time.time(),
     )
-    record = detached.start(record, watched=arguments.wait)
-    print(record.handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
-    return detached.wait(record) if arguments.wait else 0
+    return detached.start(record, watched=watched)
 
 
 def _check(job: "Job", train: Sequence[str], ranks: int) -> None:
@@ -188,6 +225,19 @@ def _directory(arguments: argparse.Namespace, job: "Job") -> Path:
 
 def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
     from sparta.launcher import cluster
+
+    app, job, options = _there(arguments, words)
+    if arguments.dry_run:
+        print(cluster.render(app, job, arguments.scheduler, options), end="")
+        return 0
+    handle = cluster.send(app, job, arguments.scheduler, options)
+    print(handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
+    return cluster.wait(handle) if arguments.wait else 0
+
+
+def _there(arguments: argparse.Namespace, words: list[str]) -> tuple["AppDef", "Job", dict[str, Any]]:
+    """The job as TorchX takes it, the job, and the scheduler's options."""
+    from sparta.launcher import cluster
     from sparta.launcher.app import Machines, training, unmounted
 
     scheduler = arguments.scheduler
@@ -220,12 +270,7 @@ def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
         options.setdefault("queue", job.kubernetes.queue)
     if scheduler in CONTAINERS and (path := unmounted(job, app)):
         print(f"note: data.path {path} is on no --mount, so the image must bring it", file=sys.stderr)
-    if arguments.dry_run:
-        print(cluster.render(app, job, scheduler, options), end="")
-        return 0
-    handle = cluster.send(app, job, scheduler, options)
-    print(handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
-    return cluster.wait(handle) if arguments.wait else 0
+    return app, job, options
 
 
 def _pair(text: str) -> tuple[str, str]:

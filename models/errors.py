@@ -23,6 +23,10 @@ class DataError(SpartaError):
     exit_code = 3
 
 
+class DivergedError(DataError):
+    """A loss, a gradient or a score that is not finite: the settings do not train, whatever the data."""
+
+
 class PlanError(SpartaError):
     """A table that cannot be placed as asked."""
 

@@ -141,6 +141,12 @@ def checkpoint(arguments: argparse.Namespace) -> None:
     checkpoint(arguments)
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    from sparta.service.compare.verb import compare
+
+    compare(arguments)
+
+
 VERBS = {
     "synth": synth,
     "prepare": prepare,
@@ -150,6 +156,7 @@ VERBS = {
     "evaluate": evaluate,
     "predict": predict,
     "checkpoint": checkpoint,
+    "compare": compare,
 }
 
 

@@ -10,6 +10,8 @@ from sparta.models.errors import ConfigError
 
 CHECKPOINT = ("list", "verify", "export")
 """What `sparta checkpoint` does."""
+STAGES = ("prepare", "tune", "final", "table")
+"""Of `sparta compare`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +94,24 @@ def parser() -> Parser:
         "--checkpoint", choices=("best", "last"), help="export: default: what result.json is about"
     )
     checkpoint.add_argument("--json", action="store_true", help="list, verify: print JSON instead of a table")
+
+    compare = verbs.add_parser("compare", help="run a study: data x models x optimizers x seeds, to a table")
+    compare.add_argument("study", type=Path, help="STUDY.yaml")
+    compare.add_argument(
+        "--work", type=Path, metavar="DIR", help="the study's folder; default: studies/<name>"
+    )
+    for what in ("data", "models", "optimizers"):
+        compare.add_argument(f"--{what}", metavar="NAMES", help="some of them, with commas; default: all")
+    compare.add_argument("--stage", choices=STAGES, help="only this; default: one after the other")
+    compare.add_argument("--slots", type=_positive, metavar="N", help="cells at a time; default: one a core")
+    compare.add_argument(
+        "--submit",
+        metavar="SCHEDULER",
+        help="each cell as a job of `sparta submit`, whose options follow `--`",
+    )
+    compare.add_argument(
+        "--dry-run", action="store_true", help="list the cells, how they stand and their commands, and stop"
+    )
 
     for name, verb in verbs.choices.items():
         verb.prog = f"sparta {name}"

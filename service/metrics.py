@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparta.models.errors import ConfigError, DataError
+from sparta.models.errors import ConfigError, DataError, DivergedError
 from sparta.service import auc
 
 Doubles = NDArray[np.float64]
@@ -115,7 +115,8 @@ class Evaluation:
         Keys: auc, gauc (with groups), logloss, ne, calibration, and auc_error where AUC was binned.
 
         Raises:
-            DataError: no row has weight, or a logit is not finite; on every rank alike.
+            DataError: no row has weight; on every rank alike.
+            DivergedError: a logit is not finite; likewise.
         """
         if self._pending:
             self._chunks.append(_joined(self._pending))
@@ -130,7 +131,7 @@ class Evaluation:
         sums_T5 = _summed(np.stack([self._sums(task) for task in range(len(self.labels))]), self.ranks)
         for label, sums in zip(self.labels, sums_T5, strict=True):
             if sums[0] > 0:
-                raise DataError(
+                raise DivergedError(
                     f"evaluation: {int(sums[0])} of {weighted} logits of {label!r} are not finite, "
                     "so training has diverged; lower the learning rate"
                 )

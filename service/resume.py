@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "train.device",
     "train.epochs",
     "train.max_steps",
+    "train.test",
     "train.log_every",
     "checkpoint.every",
     "checkpoint.keep",

@@ -31,6 +31,8 @@ class TrainSettings(Settings):
     early_stop: EarlyStopSettings | None = None
     gauc_by: str | None = None
     """Categorical feature whose values group the rows for GAUC, such as the user."""
+    test: Literal["scored", "kept", "unread"] = "scored"
+    """The test split at the end: scored; its logits kept beside the result, too; or not read, as while one searches."""
 
 
 class CheckpointSettings(Settings):

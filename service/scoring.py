@@ -39,6 +39,7 @@ def evaluate(
     negatives_kept: float = 1.0,
     meanwhile: Callable[[], None] = lambda: None,
     skips: Skips | None = None,
+    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of a split per label, over every row and rank; the same on all ranks.
 
@@ -47,14 +48,18 @@ def evaluate(
         negatives_kept: share of the negatives that training kept and this split did not lose.
         meanwhile: called after every batch, on all ranks.
         skips: counts the rows that the loader leaves out; each evaluation has its own, as it sees them anew.
+        keep: called with every batch and the logits (B, T) that are scored.
 
     Raises:
         DataError: the loader left out more rows than `skips` allows.
     """
     evaluation = Evaluation(schema.labels, group=group is not None)
     for batch, scores in logits(sharded, loader, world):
+        scores = corrected(scores, negatives_kept)
+        if keep:
+            keep(batch, scores)
         evaluation.update(
-            corrected(scores, negatives_kept).numpy(),
+            scores.numpy(),
             batch.labels.numpy(),
             batch.slots.weights.numpy(),
             None if group is None else _ids(batch, group).numpy(),

@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
-from sparta.models.errors import DataError, SpartaError
+from torch import Tensor
+
+from sparta.models.batch import Batch
+from sparta.models.errors import DataError, DivergedError, SpartaError
 from sparta.models.schema import Schema
 from sparta.service import build, build_run
 from sparta.service.check import check_forward
@@ -15,6 +18,7 @@ from sparta.service.checkpoint.storage import Storage
 from sparta.service.config import Job
 from sparta.service.curves import draw
 from sparta.service.history import History
+from sparta.service.kept import Kept
 from sparta.service.progress import Progress
 from sparta.service.report import Scores, result_table, show
 from sparta.service.resume import (
@@ -83,7 +87,10 @@ def _train(
     model = build.model(job, schema)
     plan = build.plan(job, model, ranks=world.ranks, local_ranks=world.local_ranks, device=world.device.type)
     feed = build.feed(job, schema, run, world)
-    for split in set(schema.splits) - {"train"}:  # damage there must not come to light after the training
+    splits = [split for split in ("valid", "test") if split in schema.splits]
+    if job.train.test == "unread" and "test" in splits:
+        splits.remove("test")
+    for split in splits:  # damage there must not come to light after the training
         build.scoring_loader(job.data.path, schema, split, job.data.batch_size, world)
     sharded = build.sharded(job, model, plan, world)
     step = build.step(job, sharded, world)
@@ -110,10 +117,11 @@ def _train(
     checkpoints.prepare()  # from here on a rank that dies is noticed by the others at once
     with build_run.serving(job, run, world, heartbeat, telemetry) as serving:
         with heartbeat, progress:
-            tell_once = once(progress.note)
+            tell_once, kept = once(progress.note), Kept()
 
             def scores_of(split: str) -> Scores:
-                return score(job, schema, sharded, world, split, while_scoring, tell_once)
+                keep = kept.add if split == "test" and job.train.test == "kept" else None
+                return score(job, schema, sharded, world, split, while_scoring, tell_once, keep)
 
             def while_scoring() -> None:
                 heartbeat.beat("evaluate")
@@ -168,6 +176,7 @@ def _train(
             if world.first:
                 plan.save(run.plan)
                 unmark(run.path)
+                run.diverged.unlink(missing_ok=True)
             if origin and not found:
                 save(trainer.state_dict())  # a resumed run has what was taken over from here
             progress.begin(start)
@@ -193,7 +202,7 @@ def _train(
                     except DataError as error:  # its save failed, or it was damaged since
                         progress.note(f"{error}: the last weights are tested instead")
                         weights = "last"
-                scores = {split: scores_of(split) for split in ("valid", "test") if split in schema.splits}
+                scores = {split: scores_of(split) for split in splits}
                 for split, metrics in scores.items():
                     telemetry.evaluated(split, metrics)
             except Stopped:
@@ -208,7 +217,10 @@ def _train(
                     with suppress(OSError):  # a full disk; the checkpoints may be on another
                         mark(run.path, trainer.steps, checkpoints.saved)
                 return None
-            except SpartaError:
+            except SpartaError as error:
+                if isinstance(error, DivergedError) and world.first:
+                    with suppress(OSError):
+                        run.diverged.write_text(f"{error}\n")
                 with suppress(Exception):  # what was done before the mistake is not to be lost
                     checkpoints.wait()
                 raise
@@ -220,6 +232,7 @@ def _train(
             result["most_frequent"] = {
                 name: {"id": row, "occurrences": count} for name, (count, row) in frequent.items()
             }
+        kept.save(run.scores, world)
         if world.first:
             run.write_result(result)
             draw(run.history, run.curves)
@@ -236,12 +249,14 @@ def score(
     split: str,
     meanwhile: Callable[[], None] = nothing,
     note: Callable[[str], None] | None = None,
+    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> Scores:
     """Metrics of one split.
 
     Args:
         meanwhile: called on all ranks between two batches.
         note: told of bad rows, which are then left out as far as the job tolerates them; without it they are refused.
+        keep: called with every batch and its logits.
     """
     down, limit = job.data.negatives, job.tolerate.bad_rows if note else 0
     loader = build.scoring_loader(
@@ -256,6 +271,7 @@ def score(
         negatives_kept=1.0 if down is None or split in down.splits else down.kept,
         meanwhile=meanwhile,
         skips=Skips(limit, note) if note else None,
+        keep=keep,
     )
 
 

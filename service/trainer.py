@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparta.models.batch import Batch
-from sparta.models.errors import DataError
+from sparta.models.errors import DivergedError
 from sparta.optim.schedule import EarlyStop, Plateau, Schedule
 from sparta.service.feed import Feed
 from sparta.service.history import History
@@ -191,7 +191,7 @@ class Trainer:
         self._refused += 1
         told = f"step {step}: the loss or a gradient is not finite, so the weights are those before it"
         if self._refused > self._bad_steps:
-            raise DataError(
+            raise DivergedError(
                 f"{told}; lower optim.tables.lr and optim.dense.lr, look for wild values in the dense columns, or "
                 f"let more than {self._bad_steps} pass with tolerate.bad_steps"
             )

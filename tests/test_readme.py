@@ -8,6 +8,7 @@ import yaml
 
 from sparta.launcher.cli import VERBS
 from sparta.models.embedding import Inputs
+from sparta.service.compare.study import Study
 from sparta.service.config import Job, parse_job
 from sparta.service.data.spec import Spec
 from tests.models import toys
@@ -28,10 +29,11 @@ def rows(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_the_spec_and_the_job_are_accepted() -> None:
-    spec, job = map(yaml.safe_load, blocks("yaml"))
+def test_the_spec_the_job_and_the_study_are_accepted() -> None:
+    spec, job, study = map(yaml.safe_load, blocks("yaml"))
     assert Spec.model_validate(spec).labels == ("click",)
     assert parse_job(job, "README").name == "clicks"
+    assert Study.model_validate(study).first == "adam"
 
 
 def test_the_model_of_ones_own_runs() -> None:

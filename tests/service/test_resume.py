@@ -41,6 +41,7 @@ FREE = [
     "train.device=cpu",
     "train.epochs=9",
     "train.max_steps=3",
+    "train.test=unread",
     "train.log_every=7",
     "checkpoint.every=2",
     "checkpoint.keep=9",

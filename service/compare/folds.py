@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparta.models.errors import ConfigError
+from sparta.models.schema import SPLITS
+from sparta.service.compare.study import FOLDS
 from sparta.service.data.spec import Spec
 
-FOLDS, PARTS = 5, 10
-SPLITS = ("train", "valid", "test")
+PARTS = 10
 
 
 def split_of_parts(fold: int) -> list[str]:
@@ -27,8 +29,18 @@ def split_of_parts(fold: int) -> list[str]:
 
 
 def cut(spec: Spec, fold: int, folder: Path) -> list[str]:
-    """Write a fold of a spec's Parquet files; the edits that have the spec read it."""
+    """Write a fold of a spec's Parquet files; the edits that have the spec read it.
+
+    Raises:
+        ConfigError: the spec does not name Parquet files for each of the splits.
+    """
     files = spec.paths()
+    if set(files) != set(SPLITS) or any(
+        path.suffix != ".parquet" for paths in files.values() for path in paths
+    ):
+        raise ConfigError(
+            "fold: needs a spec with files: {train, valid, test}, all of them Parquet; drop fold"
+        )
     whole = pa.concat_tables([pq.read_table(path) for split in SPLITS for path in files[split]])
     part_of_row, edits = np.arange(len(whole)) % PARTS, []
     folder.mkdir(parents=True, exist_ok=True)

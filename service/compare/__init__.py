@@ -1,0 +1,1 @@
+"""`sparta compare`: studies of data sets, models and optimizers, from runs to tables."""

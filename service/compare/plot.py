@@ -1,0 +1,85 @@
+"""A study's result as a picture: for each data set the scores of every seed, and the differences paired by seed.
+
+Drawn on a Figure of its own: pyplot would keep global state and look for a display.
+"""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sparta.service.compare.cells import Record
+from sparta.service.compare.table import SURE, TITLES
+
+
+def draw(result: Record, out: Path) -> None:
+    """Draw `study.json` into the PNG `out`, which is replaced in one go."""
+    names, models, optimizers = [data["name"] for data in result["data"]], *_labels(result)
+    width = max(4.6, 0.14 * len(models) * len(optimizers) + 1.5)
+    figure = Figure(figsize=(2 * width, 5.4 * len(names) + 0.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2 * len(names), 2, squeeze=False)
+    first = next(iter(optimizers.values()))
+    for place, data in enumerate(names):
+        for metric, scores, gains in zip(TITLES, panels[2 * place], panels[2 * place + 1], strict=True):
+            scores.set_title(f"{data}: test {TITLES[metric]}")
+            gains.set_title(f"{data}: {TITLES[metric]} - {first}'s")
+            gains.axhline(0, color="0.6", linewidth=0.8)
+            for group in result["groups"]:
+                if group["data"] == data:
+                    number = list(optimizers).index(group["optimizer"])
+                    at = list(models).index(group["model"]) + (number + 0.5) / len(optimizers) * 0.8 - 0.4
+                    _scores(scores, at, group, metric, f"C{number}")
+                    _gains(gains, at, group, metric, f"C{number}")
+            for axis in (scores, gains):
+                axis.set_xticks(range(len(models)), list(models.values()))
+                axis.set_xlim(-0.5, len(models) - 0.5)
+                axis.grid(axis="y", alpha=0.25)
+                axis.spines[["top", "right"]].set_visible(False)
+                axis.ticklabel_format(axis="y", useOffset=False)
+    for number, label in enumerate(optimizers.values()):
+        panels[0][0].plot([], [], "o", color=f"C{number}", label=label)
+    figure.suptitle(
+        f"{result['name']}: seeds, mean and deviation; differences paired by seed, filled where p < {SURE:g}",
+        fontsize="medium",
+    )
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False
+    )
+    unfinished = out.with_name(out.name + ".part")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(out)
+
+
+def _labels(result: Record) -> tuple[dict[str, str], dict[str, str]]:
+    """Models and optimizers that something is known of, with their labels."""
+    known = ({group[kind] for group in result["groups"]} for kind in ("model", "optimizer"))
+    models, optimizers = (
+        {name: label for name, label in labels.items() if name in names}
+        for labels, names in zip((result["models"], result["optimizers"]), known, strict=True)
+    )
+    return models, optimizers
+
+
+def _scores(axis: Axes, at: float, group: Record, metric: str, color: str) -> None:
+    """A dot a seed, the mean with the deviation over the seeds; a cross at the bottom where one diverged."""
+    sound = [run["test"][metric] for run in group["runs"] if run["valid"] is not None]
+    axis.plot([at] * len(sound), sound, ".", color=color, alpha=0.4, markersize=4)
+    if metric in group:
+        spread = group[metric]
+        axis.errorbar(at, spread["mean"], spread["sd"], fmt="o", color=color, markersize=4, capsize=2)
+    else:
+        axis.plot([at], [0.02], "x", color=color, transform=axis.get_xaxis_transform())
+
+
+def _gains(axis: Axes, at: float, group: Record, metric: str, color: str) -> None:
+    """A dot for each pair of seeds and their mean, filled where the t-test is sure."""
+    if "to_first" not in group:
+        return
+    told = group["to_first"][metric]
+    axis.plot([at] * len(told["by_seed"]), told["by_seed"], ".", color=color, alpha=0.4, markersize=4)
+    sure = told["p"] is not None and told["p"] < SURE
+    axis.plot(
+        at, told["difference"], "o", color=color, markersize=5, markerfacecolor=color if sure else "white"
+    )

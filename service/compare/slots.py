@@ -1,0 +1,70 @@
+"""Cells on this machine: so many at a time, each slot a process that stays up."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+from sparta.models.errors import SpartaError
+from sparta.service.compare.arguments import cores
+from sparta.service.compare.cells import Cell, Folder
+from sparta.service.compare.run import Runner
+
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@contextmanager
+def slots(folder: Folder, number: int) -> Iterator[Runner]:
+    """Processes that share the cores; what they are at when they are left is stopped in time, and can go on."""
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, cores() // number)
+    # Which libraries of the slots read when they are loaded.
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    numbers = spawn.Queue()
+    for slot in range(number):
+        numbers.put(slot)
+    start = partial(_start, folder.logs, threads, numbers)
+    executor = ProcessPoolExecutor(number, spawn, initializer=start)
+
+    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
+        futures = {
+            executor.submit(_run, Path(cell.job), folder.edits(cell), folder.run(cell)): cell
+            for cell in cells
+        }
+        try:
+            for done in as_completed(futures):
+                yield futures[done], done.result()
+        except BrokenProcessPool as error:
+            raise SpartaError(
+                f"a slot was killed (out of memory?), see {folder.logs}; what is done stays, run it again"
+            ) from error
+
+    try:
+        yield run
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown()
+
+
+# The slots load torch, this process need not.
+
+
+def _start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
+    from sparta.service.compare.worker import start
+
+    start(logs, threads, numbers)
+
+
+def _run(job: Path, edits: Sequence[str], run_directory: Path) -> float:
+    from sparta.service.compare.worker import run
+
+    return run(job, edits, run_directory)

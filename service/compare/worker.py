@@ -1,0 +1,66 @@
+"""One slot of a study: a process that stays up, a world of one rank, and trains cell after cell."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing import parent_process
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+
+from sparta.models.errors import ConfigError, DivergedError, SpartaError
+from sparta.service.config import load_job
+from sparta.service.run import RunDirectory
+from sparta.service.train import train
+from sparta.service.world import World, device_for, world
+from sparta.sharding.quiet import silence
+
+_here: list[World] = []
+_open = ExitStack()
+
+
+def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
+    """Make this process a slot: it ends with its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_the_parent, daemon=True).start()
+    number = numbers.get()
+    file = os.open(logs / f"slot-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    silence()
+    torch.set_num_threads(threads)
+    if gpus := torch.cuda.device_count():
+        os.environ["LOCAL_RANK"] = str(number % gpus)  # where the world looks for its GPU
+
+
+def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
+    """Train one cell to its result, or to what it diverged of, going on with what is there; the seconds it took.
+
+    Raises:
+        ConfigError: a job that cannot be run here.
+        SpartaError: it was told to stop.
+    """
+    began = time.perf_counter()
+    job = load_job(job_file, edits)
+    if not _here:
+        _here.append(_open.enter_context(world(job.train.device)))
+    if device_for(job.train.device, 1) != _here[0].device.type:
+        raise ConfigError(
+            f"train.device {job.train.device}: another cell of the study took {_here[0].device.type}; "
+            "write one device into the study's set"
+        )
+    with suppress(DivergedError):  # it stands in the run directory
+        if train(job, RunDirectory(place), _here[0], resume=True) is None:
+            raise SpartaError(f"{place}: its slot was told to stop; run it again, and it goes on")
+    return time.perf_counter() - began
+
+
+def _follow_the_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,115 @@
+"""The README's tables are those of the committed results, and what the table of optimizers says of a cheaper Helen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import readme
+from sparta.models.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def result(**gains: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """A committed result: by data set, each optimizer's difference to Adam and its standard error."""
+    score = {"auc": {"mean": 0.8, "sd": 0.001}, "logloss": {"mean": 0.4, "sd": 0.001}}
+    groups, names = [], {"adam": "Adam"}
+    for data, optimizers in gains.items():
+        group = {"data": data, "model": "m", "chosen": {"lr": 0.001}, "runs": [{}], "tuning": [], **score}
+        groups.append({**group, "optimizer": "adam"})
+        for name, (mean, error) in optimizers.items():
+            names[name] = name.upper()
+            told = {
+                "difference": mean,
+                "interval": [mean - 2 * error, mean + 2 * error],
+                "standard_error": error,
+                "by_seed": [mean, mean - 2 * error],
+                "p": 0.5,
+            }
+            groups.append({**group, "optimizer": name, "to_first": {"auc": told}})
+    return {
+        "data": [{"name": name, "test_rows": 100} for name in gains],
+        "models": {"m": "M"},
+        "optimizers": names,
+        "resamples": 10,
+        "groups": groups,
+    }
+
+
+def test_the_readme_s_tables_equal_the_committed_json() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme.placed(text, readme.tables()) == text, "run `python -m benchmarks.readme --write README.md`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(readme.RESULTS.glob("*/study.json")), ids=lambda path: path.parent.name
+)
+def test_committed_results_are_a_study_s(path: Path) -> None:
+    found = json.loads(path.read_text())
+    assert found["name"] == path.parent.name
+    assert (ROOT / "benchmarks" / "studies" / f"{found['name']}.yaml").exists()
+    for group in found["groups"]:
+        assert [run["seed"] for run in group["runs"]] == found["seeds"]
+        assert not any("test" in cell for cell in group["tuning"])
+
+
+def test_what_a_cheaper_helen_keeps_is_of_the_mean_gain_where_that_counts() -> None:
+    cheap = {"helen": (0.004, 0.0), "helen_every2": (0.003, 0.0)}
+    found = result(
+        a=cheap,
+        b={"helen": (0.002, 0.0), "helen_every2": (0.0021, 0.0)},
+        census_income={"helen": (0.5, 0.0), "helen_every2": (0.0, 0.0)},
+    )
+    text = readme.quality(found, None, {"helen, ascend_every 2": 1.34})
+    assert "- Mean gain over a, b: HELEN +.0030 [+.0030, +.0030]." in text
+    assert "- HELEN_EVERY2: +.0026 [+.0026, +.0026], 85% of it, at 1.34x the plain step." in text
+    assert "| HELEN_EVERY2 |" in text
+    assert "| 1.34x |" in text
+    unsure = {"helen": (0.001, 0.001), "helen_every2": (0.003, 0.0)}
+    text = readme.quality(result(a=unsure, b=unsure), None, {})
+    assert "- HELEN_EVERY2: +.0030 [+.0030, +.0030]." in text
+
+
+def test_the_mean_of_data_sets_is_surer_than_each() -> None:
+    mean = readme.mean_gain([{"difference": 0.002, "standard_error": 0.001}] * 4)
+    assert mean["difference"] == pytest.approx(0.002)
+    assert mean["interval"] == pytest.approx([0.002 - 1.96 * 0.0005, 0.002 + 1.96 * 0.0005])
+
+
+def test_folds_stand_in_for_the_one_split_in_the_mean_gain() -> None:
+    folds = {
+        f"criteo_fold{k}": {"helen": (0.01 * k, 0.002), "helen_every2": (0.02, 0.002)} for k in (1, 2, 3, 4)
+    }
+    whole = result(
+        anime={"helen": (0.005, 0.0), "sam": (0.0, 0.0), "helen_every2": (0.005, 0.0)},
+        criteo_tb80k={"helen": (-0.5, 0.1), "sam": (0.0, 0.0), "helen_every2": (0.0, 0.1)},
+    )
+    text = readme.quality(whole, result(**folds), {"helen, ascend_every 2": 1.39})
+    first, mean, cheaper = text.partition(readme.WHY_FOLDS)[2].strip().splitlines()
+    assert first == (
+        "- criteo_tb80k in 4 folds, 400 test rows in all: HELEN +.0250 [+.0230, +.0270]; "
+        "HELEN_EVERY2 +.0200 [+.0180, +.0220]."
+    )
+    assert mean == "- Mean gain over criteo_tb80k in 4 folds, anime: HELEN +.0150 [+.0140, +.0160]."
+    assert cheaper == "- HELEN_EVERY2: +.0125 [+.0115, +.0135], 83% of it, at 1.39x the plain step."
+
+
+def test_the_newest_costs_count(tmp_path: Path) -> None:
+    assert readme.costs(tmp_path) == {}
+    for date, ratio in (("2026-02-01", 1.6), ("2026-01-02", 9.9)):
+        (tmp_path / f"helen_step-{date}.json").write_text(json.dumps({"to_adam": {"helen": ratio}}))
+    assert readme.costs(tmp_path) == {"helen": 1.6}
+
+
+def test_writing_changes_only_what_is_between_the_markers_and_twice_is_once() -> None:
+    text = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n"
+    once = readme.placed(text, {"a": "new"})
+    assert once == "before\n<!-- a -->\nnew\n<!-- /a -->\nafter\n"
+    assert readme.placed(once, {"a": "new"}) == once
+    for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", text + text):
+        with pytest.raises(ConfigError, match="each once"):
+            readme.placed(broken, {"a": "new"})
+    with pytest.raises(ConfigError, match="run `sparta compare`"):
+        readme.tables(Path("nowhere"))

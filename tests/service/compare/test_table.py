@@ -1,0 +1,180 @@
+"""What a study has come to: the record, the tables, the picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparta.models.errors import ConfigError, DataError
+from sparta.service.compare.cells import Cell, Folder
+from sparta.service.compare.plot import draw
+from sparta.service.compare.result import collect
+from sparta.service.compare.run import finals, go
+from sparta.service.compare.table import SURE, document, lines, matrix, plain, sign, verdicts
+from sparta.service.compare.verb import render
+from tests.service.compare import toys
+
+
+def ran(place: Path, strength: toys.Strength = toys.better, **changes: Any) -> Folder:
+    folder = toys.folder(place, **changes)
+    go(folder, toys.whole(folder), toys.runner(folder, strength), lambda line: None)
+    return folder
+
+
+def groups(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(group["model"], group["optimizer"]): group for group in result["groups"]}
+
+
+def test_the_record_holds_every_seed_and_what_was_tried(tmp_path: Path) -> None:
+    result = collect(ran(tmp_path))
+    assert result["data"] == [{"name": "toy", "test_positives": 134, "test_rows": toys.ROWS}]
+    helen = groups(result)["dcn", "helen"]
+    assert helen["chosen"] == {"lr": 0.1, "rho": 0.7}
+    assert [run["seed"] for run in helen["runs"]] == [1, 2]
+    assert ["test" in record for record in helen["tuning"]] == [False, False]
+    assert helen["auc"]["mean"] == pytest.approx(np.mean([run["test"]["auc"] for run in helen["runs"]]))
+    gain = helen["to_first"]["auc"]
+    adam = groups(result)["dcn", "adam"]
+    assert gain["difference"] == pytest.approx(helen["auc"]["mean"] - adam["auc"]["mean"])
+    assert gain["interval"][0] < gain["difference"] < gain["interval"][1]
+    assert "interval" not in helen["to_first"]["logloss"]
+    assert "to_first" not in adam
+    assert helen["rerun"].startswith("sparta train ")
+    assert result["machines"] == ["x86_64, cpu, 1 rank of 2 threads"]
+    assert "; x86_64, cpu, 1 rank of 2 threads; sparta 0." in document(result)
+
+
+def test_the_table_is_made_of_the_record_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ran(tmp_path)
+    render(folder)
+    result = json.loads(folder.result.read_text())
+    assert document(result) == folder.table.read_text()
+    assert folder.table.read_text() in capsys.readouterr().out
+    assert folder.plot.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_rows_are_models_columns_are_optimizers_and_the_best_is_bold(tmp_path: Path) -> None:
+    result = collect(
+        ran(tmp_path, lambda cell: toys.better(cell) if cell.model == "deepfm" else 3 - toys.better(cell))
+    )
+    for metric in ("auc", "logloss"):
+        head, rule, *rows = matrix(result, "toy", metric).splitlines()
+        assert head == f"| {'AUC' if metric == 'auc' else 'LogLoss'} | Adam | Helen |"
+        assert rule == "| --- | --- | --- |"
+        for row, (model, best) in zip(rows, (("deepfm", 1), ("dcn", 0)), strict=False):
+            cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+            means = [groups(result)[model, name][metric]["mean"] for name in ("adam", "helen")]
+            assert [cell.strip("*\\") for cell in cells] == [plain(mean) for mean in means]
+            assert [cell.startswith("**") for cell in cells] == [best == 0, best == 1]
+        assert rows[2].startswith("| mean | ")
+
+
+def test_a_failed_seed_is_never_dropped(tmp_path: Path) -> None:
+    def wild(cell: Cell) -> float | None:
+        return None if (cell.optimizer, cell.seed) == ("helen", 2) else 1.0
+
+    result = collect(ran(tmp_path, wild))
+    helen = groups(result)["deepfm", "helen"]
+    assert [run["valid"] is None for run in helen["runs"]] == [False, True]
+    assert not {"auc", "to_first"} & set(helen)
+    assert "| DeepFM | **" in matrix(result, "toy", "auc")
+    assert matrix(result, "toy", "auc").count("| 1 of 2 diverged |") == 2
+    assert lines(result).count("| Helen | 1 of 2 diverged |") == 2
+    draw(result, tmp_path / "study.png")
+
+
+def test_a_grid_that_diverged_is_told_and_a_first_that_did_leaves_nothing_to_compare_with(
+    tmp_path: Path,
+) -> None:
+    result = collect(ran(tmp_path, lambda cell: None if cell.optimizer == "adam" else 1.0))
+    assert groups(result)["dcn", "adam"]["chosen"] is None
+    assert lines(result).count("| Adam | diverged in tuning |") == 2
+    assert not any("to_first" in group for group in result["groups"])
+    assert verdicts(result) == []
+    draw(result, tmp_path / "study.png")
+
+
+def test_what_is_not_done_is_left_out_and_with_nothing_done_there_is_no_table(tmp_path: Path) -> None:
+    folder = toys.folder(tmp_path)
+    with pytest.raises(ConfigError, match="no cell is done with all its seeds yet"):
+        collect(folder)
+    folder = ran(tmp_path)
+    cell = next(
+        cell
+        for cell in finals(folder, toys.whole(folder))
+        if (cell.model, cell.optimizer) == ("dcn", "helen")
+    )
+    (folder.path / "cells" / f"{folder.key(cell)}.json").unlink()
+    result = collect(folder)
+    assert ("dcn", "helen") not in groups(result)
+    assert "| DCN | " in matrix(result, "toy", "auc")
+    assert matrix(result, "toy", "auc").splitlines()[3].endswith("| — |")
+
+
+def test_scores_that_are_not_the_run_s_are_refused(tmp_path: Path) -> None:
+    folder = ran(tmp_path)
+    path = folder.run(finals(folder, toys.whole(folder))[0]) / "scores" / "rank-00000.npy"
+    kept = np.load(path)
+    np.save(path, kept * np.array([-1, 1, 1], np.float32))
+    with pytest.raises(DataError, match="was scored"):
+        collect(folder)
+    np.save(path, np.roll(kept, 1, axis=0))
+    with pytest.raises(DataError, match="other test rows"):
+        collect(folder)
+
+
+def test_without_resamples_the_t_test_decides(tmp_path: Path) -> None:
+    folder = ran(tmp_path, resamples=0)
+    result = collect(folder)
+    gain = groups(result)["dcn", "helen"]["to_first"]["auc"]
+    assert set(gain) == {"difference", "by_seed", "p"}
+    assert sign({**gain, "p": SURE / 2}) == 1
+    assert sign({**gain, "p": SURE}) == 0
+    assert sign({**gain, "p": None}) == 0
+    assert "[95%]" not in document(result)
+    assert "bootstrap" not in document(result)
+
+
+def test_a_star_says_that_p_is_small() -> None:
+    group = {
+        "data": "d",
+        "model": "m",
+        "chosen": {},
+        "runs": [1],
+        "tuning": [],
+        "logloss": {"mean": 0.4, "sd": 0.0},
+    }
+    score = {"auc": {"mean": 0.8, "sd": 0.0}}
+    result: dict[str, Any] = {
+        "data": [{"name": "d", "published": {"m": {"auc": 0.81, "logloss": 0.39}}}],
+        "models": {"m": "M", "n": "N"},
+        "optimizers": {"a": "A", "b": "B"},
+        "groups": [
+            {**group, **score, "optimizer": "a"},
+            {**group, **score, "optimizer": "b", "to_first": {"auc": {"p": 0.049}, "logloss": {"p": 0.051}}},
+        ],
+    }
+    assert matrix(result, "d", "auc").splitlines()[-1] == "| M | **.8000** | **.8000**\\* | .8100 |"
+    assert matrix(result, "d", "logloss").splitlines()[-1] == "| M | **.4000** | **.4000** | .3900 |"
+    assert matrix(result, "d", "auc").splitlines()[0] == "| AUC | A | B | published |"
+
+
+def test_it_says_where_an_optimizer_does_not_help(tmp_path: Path) -> None:
+    result = collect(ran(tmp_path, seeds=[1, 2, 3]))
+    gains = {(group["model"], group["optimizer"]): group.get("to_first") for group in result["groups"]}
+    for model, interval in (("deepfm", [-0.1, -0.01]), ("dcn", [-0.1, 0.1])):
+        gains[model, "helen"]["auc"] |= {"difference": -0.02, "interval": interval}
+    assert verdicts(result) == [
+        "toy, DeepFM: worse than Adam: Helen -.0200 [-.1000, -.0100].",
+        "toy, DCN: no difference shown: Helen.",
+    ]
+
+
+def test_every_line_of_a_table_has_as_many_cells(tmp_path: Path) -> None:
+    result = collect(ran(tmp_path))
+    for text in (lines(result), lines(result, {"step": {"helen": "1.60x"}}), matrix(result, "toy", "auc")):
+        assert len({line.count(" | ") for line in text.splitlines()}) == 1
+    last = lines(result, {"step": {"helen": "1.60x"}}).splitlines()
+    assert [line.split("|")[-2].strip() for line in last[2:]] == ["—", "1.60x"] * 2
