@@ -149,14 +149,14 @@ def shaped(x: Floats, column: DenseColumn) -> Floats:
 
 
 def transformed(x: Floats, there: Bools, column: DenseColumn, moments: tuple[float, float]) -> pa.Array:
-    """(n,) float32 without nulls."""
+    """(n,) float32 without nulls; what is beyond its range, as of a column that hardly varies, is its largest."""
     if column.fill is not None:
         x, there = np.where(there, x, column.fill), np.ones_like(there)
     x = shaped(x, column)
     if standardised(column):
         mean, deviation = moments
         x = (x - mean) / deviation
-    return pa.array(np.where(there, x, 0.0).astype(np.float32))
+    return pa.array(np.where(there, x, 0.0).clip(-_LARGEST, _LARGEST).astype(np.float32))
 
 
 class Encoder:

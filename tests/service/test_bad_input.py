@@ -59,7 +59,7 @@ def overridden(place: Path, verb: str, *overrides: str, code: int) -> str:
         ("model.args.hiden=[8]", "model.args: DeepFM takes no 'hiden'; did you mean 'hidden'?"),
         (
             "optim.tables.name=adagard",
-            "'adagard' is none of sgd, adagrad, rowwise_adagrad, adam, helen, sam, asam; did you mean",
+            "'adagard' is none of sgd, adagrad, rowwise_adagrad, adam, nadam, radam, helen, sam, asam; did you mean",
         ),
         ("optim.tables.lr=-1", "optim.tables.lr: -1"),
         ("optim.dense.name=adm", "did you mean adam?"),

@@ -94,13 +94,17 @@ def id_of(value: str | None, column: SparseColumn, ids: Mapping[str, int]) -> in
     return 1 + hash_text(value) % column.hash if column.hash else ids.get(value, 0)
 
 
+LARGEST = 2.0**128 - 2.0**104  # of float32
+
+
 def number(value: float | None, column: DenseColumn, mean: float, deviation: float) -> float:
     if value is None or not math.isfinite(value):
         value = column.fill
     if value is None:
         return 0.0
     value = shaped(value, column)
-    return (value - mean) / deviation if "standardise" in column.transform else value
+    value = (value - mean) / deviation if "standardise" in column.transform else value
+    return min(max(value, -LARGEST), LARGEST)
 
 
 def shaped(value: float, column: DenseColumn) -> float:

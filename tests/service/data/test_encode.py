@@ -137,3 +137,15 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(bad: float) ->
 
 def test_texts_have_offsets_that_do_not_overflow() -> None:
     assert categories(pa.array(["a"]), SparseColumn(), MISSING).texts.type == TEXT
+
+
+@given(st.lists(finite, min_size=1), finite, st.floats(1e-45, 1e45))
+def test_a_dense_value_is_finite_however_little_its_column_varies(
+    values: list[float], mean: float, deviation: float
+) -> None:
+    column = DenseColumn(transform="standardise", fill=-2.0)
+    there = np.arange(len(values)) % 2 == 0
+    found = transformed(np.array(values), there, column, (mean, deviation)).to_numpy()
+    assert np.isfinite(found).all()
+    exact = (np.where(there, values, -2.0) - mean) / deviation
+    assert (np.sign(found) == np.sign(exact.astype(np.longdouble).clip(-3e38, 3e38).astype(np.float32))).all()
