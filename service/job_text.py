@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from sparta.models.errors import ConfigError
-from sparta.service.settings import Yaml, edit
+from sparta.service.settings import Yaml, edit, read_mapping
 
 ENVIRONMENT = "env:"
 """Begins a job argument that names an environment variable, which holds the text: so a job travels to a cluster."""
@@ -27,20 +27,7 @@ def read_text(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: unreadable file, variable that is not set, bad YAML, bad override; one line each.
     """
-    try:
-        raw = yaml.load(_text(path), Yaml)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a job file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(
-            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: a job file is a mapping of keys such as name, data, model; see the README"
-        )
+    raw = read_mapping(lambda: _text(path), path, "job file", "name, data, model")
     for override in overrides:
         edit(raw, override)
     return raw

@@ -4,8 +4,9 @@ Unknown keys are refused with the nearest known one. No torch here.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_origin
 
 import yaml
@@ -33,6 +34,32 @@ Yaml.add_implicit_resolver(
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+
+def read_mapping(read: Callable[[], str | bytes], place: Path | str, kind: str, keys: str) -> dict[str, Any]:
+    """A YAML text that is a mapping, its keys unchecked.
+
+    Args:
+        read: gives the text.
+        place: names it in errors.
+        kind: what it is, such as "job file"; `keys`: some of its keys.
+
+    Raises:
+        ConfigError: unreadable, no YAML, or no mapping; one line each.
+    """
+    try:
+        raw = yaml.load(read(), Yaml)
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror}; give the path of a {kind}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{place}:{mark.line + 1}" if mark else str(place)
+        raise ConfigError(
+            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{place}: a {kind} is a mapping of keys such as {keys}; see the README")
+    return raw
 
 
 class Settings(BaseModel):

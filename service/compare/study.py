@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeInt,
@@ -38,7 +37,7 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
-from sparta.service.settings import Settings, Yaml, explain
+from sparta.service.settings import Settings, explain, read_mapping
 
 EACH = "each"
 """As the model of the tuning: every model has a grid of its own."""
@@ -226,20 +225,7 @@ def load_study(path: Path) -> Study:
     Raises:
         ConfigError: unreadable file, bad YAML, unknown key, unequal budgets and the like; one line each.
     """
-    try:
-        raw = yaml.load(path.read_text(), Yaml)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a study file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(
-            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: a study file is a mapping of keys such as name, seeds, data; see the README"
-        )
+    raw = read_mapping(path.read_text, path, "study file", "name, seeds, data")
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:

@@ -15,11 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sparta.models.errors import ConfigError, DataError
-from sparta.service.settings import Settings, Yaml, edit, explain
+from sparta.service.settings import Settings, edit, explain, read_mapping
 
 ALL = "all"
 """Key of files that are split by a fraction."""
@@ -242,19 +241,7 @@ def _builtin(name: str) -> dict[str, Any]:
 
 
 def _yaml(text: bytes, source: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, Yaml)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(
-            f"{where}: not YAML ({getattr(error, 'problem', None) or 'not text'}); mend it"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{source}: a spec is a mapping of keys such as files, labels, sparse; see the README"
-        )
-    return raw
+    return read_mapping(lambda: text, source, "spec", "files, labels, sparse")
 
 
 def _with_base(raw: dict[str, Any], source: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ RATIO = {"median": 1.2, "spread": [1.1, 1.3], "pairs": 5}
 
 
 def test_every_committed_ratio_has_a_benchmark_and_lies_in_its_own_spread() -> None:
+    assert verify.committed()
     for (script, _), one in verify.committed().items():
         assert (verify.HERE / script).is_file()
         assert not verify.outside(one, one)
