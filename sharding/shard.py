@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.model_parallel import DataParallelWrapper
+from torchrec.distributed.types import ShardingEnv
 
 from sparta.models.batch import Batch
 from sparta.models.embedding import table_name
@@ -139,7 +141,14 @@ def shard(
             engine.equip(parameter, table, optimizers[table.name], whole_rows=whole)
             config.init_fn = _leave
     sharder = RowsSharder(learning) if engine is ENGINES["rows"] else Sharder(engine)
-    module = DistributedModelParallel(model, device=device, plan=plan.torchrec(model), sharders=[sharder])
+    module = DistributedModelParallel(
+        model,
+        device=device,
+        plan=plan.torchrec(model),
+        sharders=[sharder],
+        # DistributedDataParallel has nothing to sum on one rank, and takes a tenth of a small step for it.
+        data_parallel_wrapper=_Alone() if ranks() == 1 else None,
+    )
     _fix_buckets(module)
     sharded = Sharded(module, plan, optimizers)
     with torch.no_grad():
@@ -147,6 +156,13 @@ def shard(
             std = (init_stds or {}).get(name, init_std)
             fill_normal(weights, key(seed, "table", name), row, column, by_name[name].dim, std)
     return sharded
+
+
+class _Alone(DataParallelWrapper):  # type: ignore[misc]
+    """The dense part of one rank."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        dmp._dmp_wrapped_module = dmp._dmp_wrapped_module.to(device)
 
 
 def _fix_buckets(module: nn.Module) -> None:

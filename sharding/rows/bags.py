@@ -6,7 +6,7 @@ backward, because norms, frequencies and the agreement that all is finite need e
 
 The ids of a batch travel once: a collection keeps what arrived and takes it again when its forward is called
 with the same KeyedJaggedTensor, as the second pass of a step does. A model that makes its KeyedJaggedTensor
-itself makes another in the second pass, and the ids travel again.
+itself makes another in the second pass, and the ids travel again. One rank alone sends nothing (alone.py).
 """
 
 # F = features of a bag, B = samples, C = pooled columns
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, KJTList
@@ -27,6 +27,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 
 from sparta.optim.rows.group import Bags
+from sparta.sharding.rows.alone import at_home, is_alone
 from sparta.sharding.rows.call import Call
 from sparta.sharding.rows.learner import Learner, Learning
 from sparta.sharding.rows.replicas import ReplicaCall
@@ -211,6 +212,7 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         self.learning = dict(learning)
         self.named = named
         self._arrived: dict[int, Arrived] = {}
+        self._alone = is_alone(self)
         # Whoever saves or replaces the weights with torch's own words
         self.register_state_dict_pre_hook(lambda *_: self.settle())
         self.register_load_state_dict_pre_hook(lambda *_: self.settle())
@@ -247,7 +249,10 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def send(self, sparse: KeyedJaggedTensor) -> Arrived:
         """Send the ids of a batch to where their rows are; collective."""
         context = self.create_context()
-        features = self.input_dist(context, sparse).wait().wait()
+        if self._alone and not self._has_uninitialized_input_dist:  # which the first batch initialises
+            features = at_home(self, sparse)
+        else:
+            features = self.input_dist(context, sparse).wait().wait()
         calls = [lookup.calls(part) for lookup, part in zip(self._lookups, features, strict=True)]
         return Arrived(sparse, context, features, calls)
 
@@ -316,6 +321,9 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
             lookup(features, calls)
             for lookup, features, calls in zip(self._lookups, arrived.features, arrived.calls, strict=True)
         ]
+        if self._alone:
+            joined = pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+            return KeyedTensor(self._embedding_names, self._embedding_dims, joined)
         return self.output_dist(arrived.context, pooled)
 
 

@@ -1,0 +1,97 @@
+"""How fast are small jobs, where not arithmetic but every step's own costs rule? Beside FuxiCTR, in one process each.
+
+DeepFM of dim 16, MLP 128-64, Adam on everything (FuxiCTR's dense over whole tables, ours on the rows a batch touches),
+on the data of the tests. Ours is `sparta train` as users run it; FuxiCTR is its own base model, layers, loader and
+training loop (2.3.10), without its progress bar. Both are timed over their training epochs after the first,
+evaluations left out; each figure is a process of its own, those of a pair take turns, on the same threads.
+
+FuxiCTR is installed beside us or in an environment of its own: pip install fuxictr==2.3.10
+
+    SPARTA_DATA=... python benchmarks/small.py [--pairs 5] [--epochs 4] [--only anime] [--fuxictr PYTHON]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
+
+from sparta.launcher.local import MEMORY_AND_THREADS
+
+JOBS = Path(__file__).parents[1] / "launcher" / "jobs"
+BATCH = {"anime": 2048, "criteo_tb80k": 512, "census_income": 1024}
+
+
+def prepare(name: str, out: Path) -> None:
+    """The dataset as our jobs prepare it."""
+    command = [sys.executable, "-m", "sparta.launcher", "prepare", str(JOBS / f"{name}.prepare.yaml")]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+
+
+def ours(name: str, data: Path, epochs: int) -> float:
+    """Examples a second of `sparta train`."""
+    job: dict[str, Any] = {
+        "name": name,
+        "data": {"path": str(data), "batch_size": BATCH[name]},
+        "model": {"name": "deepfm", "embedding_dim": 16, "args": {"hidden": [128, 64]}},
+        "optim": {"tables": {"name": "adam", "lr": 1e-3}, "dense": {"name": "adam", "lr": 1e-3}},
+        "train": {"epochs": epochs, "early_stop": None, "ranks": 1, "device": "cpu"},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "job.yaml", Path(folder) / "run"
+        path.write_text(json.dumps(job))
+        command = [sys.executable, "-m", "sparta.launcher", "train", str(path), "--run-dir", str(run)]
+        subprocess.run(command, check=True, capture_output=True)
+        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    samples, seconds, before = 0, 0.0, 0
+    for line in steps:
+        if line["epoch"] > 0:
+            samples += line["examples"] - before
+            seconds += (line["examples"] - before) / line["examples_per_second"]
+        before = line["examples"]
+    return samples / seconds
+
+
+def theirs(python: str, name: str, data: Path, epochs: int) -> float:
+    """Examples a second of FuxiCTR."""
+    script = Path(__file__).with_name("fuxictr_deepfm.py")
+    # Without our settings of memory and threads, which nobody has who does not know them.
+    environment = {key: value for key, value in os.environ.items() if key not in MEMORY_AND_THREADS}
+    command = [python, str(script), str(data), str(BATCH[name]), str(epochs)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--only", choices=BATCH)
+    parser.add_argument("--fuxictr", default=sys.executable, help="a Python that has it")
+    options = parser.parse_args()
+    found, ratios = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [options.only] if options.only else BATCH:
+            data = Path(folder) / name
+            prepare(name, data)
+            mine, his = [], []
+            for _ in range(options.pairs):
+                mine.append(ours(name, data, options.epochs))
+                his.append(theirs(options.fuxictr, name, data, options.epochs))
+            title = f"{name}, batch {BATCH[name]}, to FuxiCTR"
+            found[title] = {"ours": round(statistics.median(mine)), "theirs": round(statistics.median(his))}
+            ratios[title] = ratio(mine, his)
+            print(title, found[title], ratios[title], file=sys.stderr, flush=True)
+    print(json.dumps({"examples_per_second": found, "ratios": ratios, **circumstances()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
