@@ -48,7 +48,7 @@ class DeepFM(BaseModel):  # type: ignore[misc]
 
 
 def converted(data: Path, folder: Path) -> FeatureMap:
-    """Our dataset as its block of numbers and its map of features; many values are padded with 0, and no name is PyTorch's."""
+    """Our dataset as its block of numbers and its map of features; lists are padded with 0, names prefixed."""
     schema = json.loads((data / "schema.json").read_text())
     table = pq.read_table(data / "train")
     columns, features = {}, []

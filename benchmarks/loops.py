@@ -103,18 +103,15 @@ class Plain(nn.Module):
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-        each = max(2, rows // FIELDS)
-
-        def tables(prefix: str, dim: int) -> Any:
-            configs = [
-                EmbeddingBagConfig(
-                    num_embeddings=each, embedding_dim=dim, name=f"{prefix}_{n}", feature_names=[n]
-                )
-                for n in NAMES
-            ]
-            return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
-
-        self.deep, self.wide = tables("deep", DIM), tables("wide", 4)  # FBGEMM wants multiples of 4
+        # The first-order weight is one more column of a row, and FBGEMM wants multiples of 4: with a collection of
+        # its own for it the loop took 1.2 times as long.
+        configs = [
+            EmbeddingBagConfig(
+                num_embeddings=max(2, rows // FIELDS), embedding_dim=DIM + 4, name=f"t_{n}", feature_names=[n]
+            )
+            for n in NAMES
+        ]
+        self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         layers: list[nn.Module] = []
         for width, units in zip((FIELDS * DIM, *HIDDEN), HIDDEN, strict=False):
             layers += [nn.Linear(width, units), nn.ReLU()]
@@ -122,11 +119,10 @@ class Plain(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, sparse: Any) -> Tensor:
-        flat = self.deep(sparse).values()
-        fields = flat.view(-1, FIELDS, DIM)
-        first = self.wide(sparse).values().view(-1, FIELDS, 4)[:, :, 0].sum(1, keepdim=True)
+        rows = self.tables(sparse).values().view(-1, FIELDS, DIM + 4)
+        fields, first = rows[:, :, :DIM], rows[:, :, DIM].sum(1, keepdim=True)
         second = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
-        logits: Tensor = self.mlp(flat) + first + second + self.bias
+        logits: Tensor = self.mlp(fields.flatten(1)) + first + second + self.bias
         return logits
 
 
