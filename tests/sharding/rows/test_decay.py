@@ -128,11 +128,13 @@ def test_when_rows_pay_does_not_matter_but_for_rounding(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "data_parallel", "mixed"])
-def test_a_run_goes_on_to_the_bit_as_one_that_saved_there_too(pool: Pool, tmp_path: Path, kind: str) -> None:
+def test_a_run_goes_on_to_the_bit_as_if_it_had_never_been_saved(
+    pool: Pool, tmp_path: Path, kind: str
+) -> None:
     where, folder = placements(WORLD, kind, 2), str(tmp_path)
     pool.run(2, run, replace(WORLD, steps=3), where, None, folder, local_ranks=2)
     gone_on = pool.run(2, run, WORLD, where, folder, None, local_ranks=2)[0]
-    straight = pool.run(2, run, replace(WORLD, settles=(3,)), where, local_ranks=2)[0]
+    straight = pool.run(2, run, WORLD, where, local_ranks=2)[0]
     for name, table in straight.weights[-1].items():
         assert torch.equal(gone_on.weights[-1][name], table)
 
