@@ -198,6 +198,7 @@ def _train(
                 if weights == "best" and outcome.best_step is not None:
                     try:
                         best = world.once(lambda: of_step(checkpoints.storage, outcome.best_step or 0))
+                        sharded.settle()  # what rows owe now is not of those weights
                         checkpoints.load(sharded.state_dict(), best, weights_only=True)
                     except DataError as error:  # its save failed, or it was damaged since
                         progress.note(f"{error}: the last weights are tested instead")

@@ -74,20 +74,22 @@ class Sharded:
     def state_dict(self) -> State:
         """`tables/<name>` and `dense/<name>`, independent of the plan; shares memory with the model.
 
-        No row owes weight decay then, until the next step.
+        Weights as they are: what rows owe of weight decay is with the state of the step, or call `settle` first.
         """
-        for collection in self.row_collections:
-            collection.settle()
         return state_of(self.model, self.plan)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy such a state into the model.
 
-        A state read by torch.distributed.checkpoint into `state_dict()` is in the model already.
+        A state read by torch.distributed.checkpoint into `state_dict()` is in the model already. Either leaves what
+        rows owe as it is.
         """
+        load_into(self.model, self.plan, state)
+
+    def settle(self) -> None:
+        """Have all rows pay their weight decay, which rounds; none owes any then, until the next step."""
         for collection in self.row_collections:
             collection.settle()
-        load_into(self.model, self.plan, state)
 
 
 def shard(

@@ -189,8 +189,12 @@ def dense_tensors(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str,
     module = get_unwrapped_module(module)
     inside = tuple(f"{path}." if path else "" for path, _ in sharded_collections(module))
     parameters = {n: p for n, p in module.named_parameters() if not n.startswith(inside)}
-    persistent = {n for n in module.state_dict() if not n.startswith(inside)}
-    buffers = {n: b for n, b in module.named_buffers() if n in persistent}
+    passing = {  # asking for module.state_dict() would have all rows pay their weight decay
+        f"{path}.{name}" if path else name
+        for path, child in module.named_modules()
+        for name in child._non_persistent_buffers_set
+    }
+    buffers = {n: b for n, b in module.named_buffers() if not n.startswith(inside) and n not in passing}
     return parameters, buffers
 
 

@@ -26,6 +26,7 @@ from sparta.service.checkpoint.manifest import check
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import WAY_OUT
 from sparta.service.run import RunDirectory, write_atomically
+from sparta.sharding.pending import fill
 from sparta.sharding.state import DENSE, TABLES, LogicalTable
 
 
@@ -53,7 +54,7 @@ def export(run: RunDirectory, storage: Storage, name: str, out: Path) -> int:
         for file, keys in zip(files, groups, strict=True):
             tensors: dict[str, Any] = {key: _empty(*held[key]) for key in keys}
             with one_line(*unreadable):
-                read(tensors, storage, name, alone=True)
+                fill(tensors, held, lambda wanted: read(wanted, storage, name, alone=True))
             _save(tensors, draft / file)
             total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         where = {key: file for file, keys in zip(files, groups, strict=True) for key in keys}

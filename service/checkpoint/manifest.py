@@ -20,8 +20,8 @@ from typing import Any
 from sparta.models.errors import DataError
 from sparta.service.checkpoint.storage import Storage
 
-FORMAT = 2
-"""Version of a checkpoint. 1 had weights only and no manifest; it can still be scored."""
+FORMAT = 3
+"""Version of a checkpoint. 1 had weights only and no manifest; it can still be scored. In 2 no row owed decay."""
 
 MANIFEST, COMMIT, OWNER = "MANIFEST.json", "COMMIT", "OWNER"
 PREFIX, DAMAGED = "step-", "damaged-"
@@ -106,7 +106,7 @@ def format_of(storage: Storage, name: str) -> int:
         found = json.loads(storage.read(f"{name}/{COMMIT}"))["format"]
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamageError(place, f"{COMMIT} is missing or broken") from error
-    if found not in (1, FORMAT):
+    if found not in (1, 2, FORMAT):
         raise DataError(
             f"{place}: checkpoint format {found}, this sparta reads {FORMAT}; use the sparta that wrote it"
         )

@@ -26,6 +26,7 @@ from sparta.service.checkpoint.log import Listener, Log
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.storage import Storage
 from sparta.sharding.collectives import gather, rank, ranks
+from sparta.sharding.pending import fill, is_pending
 from sparta.sharding.state import check_names, check_shape
 
 T = TypeVar("T")
@@ -301,7 +302,7 @@ class Checkpoints:
         """Fill the tensors of a state from a checkpoint. Collective.
 
         Args:
-            weights_only: leave out what the checkpoint holds beside the weights.
+            weights_only: leave out what the checkpoint holds beside the weights; what rows owed then is paid.
             checked: every byte has been compared with its checksum already.
             way_out: what to do if it is damaged.
 
@@ -317,14 +318,15 @@ class Checkpoints:
             # torch would leave out what the model does not have.
             held = sizes(self.storage, name)
             there = {key for key in held if not weights_only or key.startswith(WEIGHTS)}
+            apart = {key for key in (*state, *held) if key.startswith(RNG) or is_pending(key)}
             try:
-                check_names(*({key for key in keys if not key.startswith(RNG)} for keys in (state, there)))
+                check_names(state.keys() - apart, there - apart)
                 for key, target in state.items():
-                    if isinstance(target, Tensor) and (size := held[key]):
+                    if isinstance(target, Tensor) and (size := held.get(key)):
                         check_shape(key, target.shape, size[0])
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
-            read(state, self.storage, name)
+            fill(state, held, lambda wanted: read(wanted, self.storage, name))
 
 
 def _settled(manifest: Manifest) -> object:

@@ -3,10 +3,11 @@
     optim/<table>/exp_avg, exp_avg_sq    (rows, dim) float32    moments of adam, nadam, radam
     optim/<table>/sum                    (rows, 1) float32      row-wise Adagrad's accumulator
     optim/<table>/count                  (rows, 1) int64        occurrences so far
+    optim/<table>/pending                (rows, 1) float64      log of what weight decay is yet to multiply rows by
     optim/step                           int64 scalar           steps taken
 
-Weight decay keeps nothing here: no row owes any when weights are read (decay.py). What replicas and column shards hold
-alike is one tensor; torch.distributed.checkpoint stores it once and gives it to each of them.
+What replicas and column shards hold alike is one tensor; torch.distributed.checkpoint stores it once and gives it to
+each of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparta.optim.rows.group import MOMENTS
+from sparta.sharding.pending import PENDING
 from sparta.sharding.rows.learner import Learner
 from sparta.sharding.rows.tables import RowTables
 from sparta.sharding.state import OPTIM, STEP, LogicalTable, State, Window, check_all
@@ -64,6 +66,8 @@ def _shapes(tables: RowTables) -> dict[str, tuple[tuple[int, int], torch.dtype]]
             found[f"{OPTIM}{name}/sum"] = (rows, 1), torch.float32
         if optimizer.rule == "helen" and optimizer.frequency == "cumulative":
             found[f"{OPTIM}{name}/count"] = (rows, 1), torch.int64
+        if optimizer.weight_decay:
+            found[f"{OPTIM}{name}{PENDING}"] = (rows, 1), torch.float64
     return found
 
 
@@ -96,3 +100,6 @@ def _of_table(learner: Learner, table: int) -> Iterator[tuple[str, Tensor]]:
     if optimizer.rule == "helen" and optimizer.frequency == "cumulative":
         assert learner.counts is not None
         yield "count", learner.counts[row : row + shape.rows, None]
+    if optimizer.weight_decay:
+        assert learner.decay is not None
+        yield PENDING.removeprefix("/"), learner.decay.pending()[row : row + shape.rows, None]

@@ -10,8 +10,7 @@ from tests.faults import harness, inject
 from tests.faults.ranks import start
 
 
-# Stopped where a checkpoint is due anyway: one more would round the rows that owe weight decay (decay.py).
-@pytest.mark.parametrize("step", [5, 8])
+@pytest.mark.parametrize("step", [4, 5, 8])  # between two checkpoints, where one is due, in an evaluation
 def test_all_ranks_stop_at_one_step_and_the_run_goes_on(
     job: Path, unkilled: Path, tmp_path: Path, step: int
 ) -> None:

@@ -56,25 +56,12 @@ def test_a_rank_that_dies_or_stops_is_named_and_all_start_again_by_themselves(
     assert harness.digests(run) == harness.digests(unkilled)
 
 
-NO_DECAY = ("--set", "optim.tables.weight_decay=0")
-"""Rows that owe decay pay it in a checkpoint, which rounds, and a stop takes one that nobody knew of (decay.py)."""
-
-
-@pytest.fixture(scope="module")
-def unstopped(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without decay that nothing happened to."""
-    run = tmp_path_factory.mktemp("unstopped") / "run"
-    _, err = sparta("train", job, "--run-dir", run, *NO_DECAY).communicate(timeout=120)
-    assert (run / "result.json").exists(), err
-    return run
-
-
 @pytest.mark.parametrize("whole", [False, True], ids=["one rank", "the launcher"])
 def test_sigterm_ends_a_run_in_time_and_resume_goes_on(
-    job: Path, unstopped: Path, tmp_path: Path, whole: bool
+    job: Path, unkilled: Path, tmp_path: Path, whole: bool
 ) -> None:
     run = tmp_path / "run"
-    started = sparta("train", job, "--run-dir", run, *NO_DECAY)
+    started = sparta("train", job, "--run-dir", run)
     rank = reach(run, 1, 4)
     os.kill(started.pid if whole else rank, signal.SIGTERM)
     _, err = started.communicate(timeout=60)
@@ -88,7 +75,7 @@ def test_sigterm_ends_a_run_in_time_and_resume_goes_on(
     assert again.returncode == 0, err
     assert f"going on after step {marker['step']}" in err
     assert not (run / "STOPPED").exists()
-    assert harness.digests(run) == harness.digests(unstopped)
+    assert harness.digests(run) == harness.digests(unkilled)
 
 
 def test_a_finished_run_that_is_resumed_comes_to_the_same_result(

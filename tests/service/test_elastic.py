@@ -210,7 +210,7 @@ def test_every_plan_saves_the_reference(rows: Saved) -> None:
     rows.assert_saved_alike(SHARDING_TYPES)
     names = on_disk(rows.folder / REFERENCE)
     kinds = {name.rpartition("/")[2] for name in names if name.startswith("optim/")}
-    assert kinds == {"exp_avg", "exp_avg_sq", "sum", "count", "step"}
+    assert kinds == {"exp_avg", "exp_avg_sq", "sum", "count", "pending", "step"}
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -84,7 +84,9 @@ def pieces(sharded: Sharded, step: Step) -> dict[str, torch.Tensor]:
     found = {}
     for name, tensor in {**sharded.state_dict(), **step.state_dict()}.items():
         windows = tensor.windows if isinstance(tensor, LogicalTable) else [Window(0, 0, tensor)]
-        found |= {f"{name} {number}": one.values.double() for number, one in enumerate(windows)}
+        found |= {
+            f"{name} {number}": one.values.to(torch.float64, copy=True) for number, one in enumerate(windows)
+        }
     return found
 
 

@@ -30,6 +30,7 @@ from tests.service import toys
 from tests.service.refusal import refused, sparta
 
 HELEN = {"tables": {"name": "helen", "lr": 0.02, "rho": 0.05}}
+DECAYING = {"tables": {**HELEN["tables"], "weight_decay": 2.0}}
 FUSED = {"tables": {"name": "rowwise_adagrad", "engine": "fbgemm", "lr": 0.1}}
 WEIGHTS = ("tables/", "dense/")
 
@@ -167,6 +168,48 @@ def test_new_rows_begin_as_new_rows_do_and_old_ones_go_on(
         seen.add(name)
     assert {"tables/user", "tables/colour.wide"} <= seen
     assert any(name.startswith("optim/user/") for name in seen)
+
+
+@pytest.fixture(scope="module")
+def owing(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """A checkpoint whose rows owe weight decay, and that of a run which ended there, so that all had paid."""
+    folder = tmp_path_factory.mktemp("owing")
+    for name, steps in (("longer", 5), ("ended", 3)):
+        job = toys.job_file(
+            folder, data, optim=DECAYING, train={"max_steps": steps}, checkpoint={"every": 3, "keep": 2}
+        )
+        assert sparta("train", job, "--run-dir", folder / name)[0] == 0
+    return folder / "longer" / "checkpoints" / disk.name_of(3), weights_of(folder / "ended")
+
+
+def test_rows_that_owe_go_on_owing_and_new_ones_do_not(
+    data: Path, grown: Path, owing: tuple[Path, dict[str, Tensor]]
+) -> None:
+    saved = weights_of(owing[0].parents[1], owing[0].name)
+    found = started(job_of(grown, optim=DECAYING), owing[0])
+    assert any(value.any() for name, value in saved.items() if name.endswith("/pending"))
+    for name, value in found.items():
+        if name.startswith(("tables/", "optim/")) and value.dim():
+            assert torch.equal(value[: len(saved[name])], saved[name]), name
+            assert not (name.endswith("/pending") and value[len(saved[name]) :].any()), name
+
+
+def test_who_takes_weights_alone_takes_them_paid(
+    data: Path, owing: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    source, paid = owing
+    assert not any(value.any() for name, value in paid.items() if name.endswith("/pending"))
+    found = started(job_of(data, optim=DECAYING), source, weights_only=True)
+    assert_equal(found, started(job_of(data, optim=DECAYING), None), ("optim/", "dense_optim/"))
+    weights = {name: value for name, value in paid.items() if name.startswith(WEIGHTS)}
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-7, atol=0, msg=name)
+    without = started(job_of(data), source)  # nor can a job without decay take up what is owed
+    assert_equal(without, {name: found[name] for name in weights}, WEIGHTS)
+    run, out = RunDirectory(source.parents[1]), tmp_path / "out"
+    export(run, Storage(source.parent), source.name, out)
+    exported = started(job_of(data), out, weights_only=True)
+    assert_equal(exported, {name: found[name] for name in weights}, WEIGHTS)
 
 
 def on_ranks(rank: int, ranks: int, job: Job, source: Path) -> dict[str, list[tuple[int, int, Tensor]]]:

@@ -110,8 +110,8 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, file: str) -> None:
     "found, words",
     [
         (1, "format 1 holds weights only, so training cannot go on from it; start a new run with --from"),
-        (3, "checkpoint format 3, this sparta reads 2; use the sparta that wrote it"),
-        ("two", "checkpoint format two, this sparta reads 2; use the sparta that wrote it"),
+        (4, "checkpoint format 4, this sparta reads 3; use the sparta that wrote it"),
+        ("two", "checkpoint format two, this sparta reads 3; use the sparta that wrote it"),
     ],
 )
 def test_other_formats_are_refused_with_the_way_out(tmp_path: Path, found: object, words: str) -> None:

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparta.models.errors import ConfigError
 from sparta.optim.helen import Helen
+from sparta.optim.rows.plain import PLAIN
 from sparta.sharding.engines import ENGINES, TableOptimizer
+from sparta.sharding.rows.decay import Decay
 from sparta.sharding.rows.step import RowsStep
+from tests.optim.rows.cases import Case, cases
 from tests.pool import Pool
 from tests.sharding.rows.test_laws import KINDS, trained
 from tests.sharding.rows.world import (
@@ -127,12 +132,45 @@ def test_when_rows_pay_does_not_matter_but_for_rounding(pool: Pool) -> None:
         torch.testing.assert_close(seldom.weights[-1][name], table, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["row_wise", "data_parallel", "mixed"])
-def test_a_run_goes_on_to_the_bit_as_one_that_saved_there_too(pool: Pool, tmp_path: Path, kind: str) -> None:
+@settings(deadline=None)
+@given(
+    cases(dtypes=(torch.float64,)),
+    st.lists(st.sampled_from([0.0, 1e-6, 0.3, 1.0]), min_size=4, max_size=4),
+    st.lists(st.one_of(st.floats(0, 1 - 1e-15), st.just(1 - 1e-15), st.none()), max_size=14),
+    st.sets(st.integers(0, 14)),
+)
+def test_being_looked_at_changes_no_bit_of_what_rows_owe(
+    case: Case, rates: list[float], steps: list[float | None], saves: set[int]
+) -> None:
+    """Steps at a rate, and batches (None); in weights of float64, which would show the last bit."""
+    found = []
+    for looks in (set[int](), saves):
+        group = case.fresh().group
+        touched = PLAIN.touch(group, case.bags, case.scratch)
+        decay = Decay(rates[: len(group.shapes)], group, PLAIN)
+        for number, lr in enumerate(steps):
+            if number in looks:
+                decay.pending()
+            if lr is None:
+                decay.catch_up(touched)
+            else:
+                decay.advance(torch.full((len(group.shapes),), lr, dtype=torch.float64))
+        owed = decay.pending().clone()
+        decay.settle()
+        assert not decay.pending().any()
+        found.append((owed, group.weights))
+    for once, often in zip(*found, strict=True):
+        assert torch.equal(once, often)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_to_the_bit_as_if_it_had_never_been_saved(
+    pool: Pool, tmp_path: Path, kind: str
+) -> None:
     where, folder = placements(WORLD, kind, 2), str(tmp_path)
     pool.run(2, run, replace(WORLD, steps=3), where, None, folder, local_ranks=2)
     gone_on = pool.run(2, run, WORLD, where, folder, None, local_ranks=2)[0]
-    straight = pool.run(2, run, replace(WORLD, settles=(3,)), where, local_ranks=2)[0]
+    straight = pool.run(2, run, WORLD, where, local_ranks=2)[0]
     for name, table in straight.weights[-1].items():
         assert torch.equal(gone_on.weights[-1][name], table)
 

@@ -66,7 +66,7 @@ class World:
     factors: Sequence[float] = ()
     """On the learning rates, of each step; 1 if not given."""
     settles: Sequence[int] = ()
-    """Steps after which no row owes weight decay; after the last one none does anyway."""
+    """Steps after which no row owes weight decay; after the last one none does anyway, unless it saves."""
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Occurrences in the training set, of tables with frequency dataset."""
 
@@ -285,7 +285,7 @@ def run(
         value = step(loss)
         dist.all_reduce(value)
         losses.append(float(value) / ranks)
-        if number in (*world.settles, world.steps):
+        if number in world.settles or (number == world.steps and not save):
             settle(step)
         weights.append(whole_weights(world, module))
         if len(seen) == 2:
