@@ -133,7 +133,13 @@ class Checkpoints:
         Raises:
             DataError: it failed, so the run's last weights are nowhere.
         """
-        if not self.wait():
+        written = self.wait()
+        if self._group is not None and ranks() == 1:
+            # Its threads would stay, and a study's slot has run after run. Several ranks end with their run; they
+            # could not tell when the others have read all that was sent.
+            dist.destroy_process_group(self._group)
+            self._group = None
+        if not written:
             since = "from the start" if self.saved is None else f"from step {self.saved}"
             raise DataError(
                 f"{self.storage.root}: the last checkpoint could not be written ({self._error}); free space and go on "

@@ -66,6 +66,19 @@ def test_a_save_waits_for_the_one_before(alone: World, tmp_path: Path) -> None:
         assert load(checkpoints, disk.name_of(step)) == numbers(state(float(step)))
 
 
+def test_leaves_no_threads_behind(alone: World, tmp_path: Path) -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = []
+    for number in range(4):
+        checkpoints = Checkpoints(tmp_path / str(number))
+        checkpoints.save(state(1.0), manifest(1))
+        checkpoints.finish()
+        before.append(threads())
+    assert before[-1] <= before[1]  # what the first starts for all of them may stay
+
+
 def test_in_the_foreground_all_is_on_the_disk_at_once(alone: World, tmp_path: Path) -> None:
     phases: list[str] = []
     checkpoints = Checkpoints(tmp_path, background=False, began=phases.append)
