@@ -1,13 +1,13 @@
 """How fast is a whole training? Beside a plain TorchRec loop over the same model, and Helen beside its authors' way.
 
-DeepFM, 39 fields of dim 16 with their 1-wide twins, MLP 3 x 400, batch 4096, Zipf ids, one process. Ours is `sparta
-train` as users run it: Parquet from disk, shuffled and checked, metrics served, history written, checkpoints every
-1000 steps. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own
-planner and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the
-published algorithm, `sparta.optim.Helen(variant="authors")`, in fp32.
+The speed shape (benchmarks/shape.py), one process. Ours is `sparta train` as users run it: Parquet from disk, shuffled
+and checked, metrics served, history written, checkpoints every 1000 steps. The plain loop takes ready batches from
+memory in turn: DistributedModelParallel with TorchRec's own planner and FBGEMM's row-wise Adagrad, dense Adam, no
+metrics, no checks. The authors' way is a dense table and the published algorithm,
+`sparta.optim.Helen(variant="authors")`, in fp32.
 
 Every figure is a process of its own, and those of a pair take turns; prints one JSON object: examples a second of
-each and the ratios of the pairs, median and quartiles.
+each and the ratios of the pairs, median and spread.
 
     python benchmarks/loops.py [--pairs 5] [--steps 120] [--only torchrec|helen|helen_10M]
 """
@@ -26,71 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measured import circumstances, ratio
+import shape as speed
+from measured import circumstances, cores, ratio
+from shape import FIELDS, HIDDEN, MILLION, NAMES, WARM, Shape, ids
 
 from sparta.launcher.local import MEMORY_AND_THREADS
-from sparta.models.schema import Feature, Schema
 
-FIELDS, DIM, HIDDEN, BATCH = 39, 16, (400, 400, 400), 4096
-NAMES = [f"C{i}" for i in range(1, FIELDS + 1)]
-WARM = 40
-"""Steps that do not count."""
-MILLION = 1_000_000
-
-
-def ids(rng: np.random.Generator, samples: int, rows: int) -> np.ndarray:
-    """(F, samples) Zipf ids of tables that have `rows` rows together."""
-    each = max(2, rows // FIELDS)
-    return np.minimum(rng.zipf(1.2, (FIELDS, samples)) - 1, each - 1)
-
-
-# --- ours ---------------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, rows: int, steps: int) -> None:
-    """A dataset of so many steps."""
-    rng, samples = np.random.default_rng(1), BATCH * steps
-    schema = Schema(
-        sparse=tuple(Feature(name=name, rows=max(2, rows // FIELDS)) for name in NAMES),
-        labels=("label",),
-        splits={"train": samples},
-    )
-    (folder / "train").mkdir(parents=True)
-    schema.save(folder)
-    columns = dict(zip(NAMES, ids(rng, samples, rows).astype(np.int32), strict=True))
-    columns["label"] = rng.integers(0, 2, samples).astype(np.float32)
-    pq.write_table(
-        pa.table(columns),
-        folder / "train" / "part-00000.parquet",
-        compression="zstd",
-        row_group_size=65_536,
-        write_page_checksum=True,
-    )
-
-
-def ours(data: Path, tables: dict[str, Any], precision: str, steps: int) -> float:
-    """Examples a second of `sparta train`."""
-    job = {
-        "name": "speed",
-        "data": {"path": str(data), "batch_size": BATCH},
-        "model": {"name": "deepfm", "embedding_dim": DIM, "args": {"hidden": list(HIDDEN)}},
-        "optim": {"tables": {"lr": 1e-3, **tables}, "dense": {"lr": 1e-3}},
-        "train": {"precision": precision, "max_steps": steps, "log_every": 10},
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "job.yaml").write_text(json.dumps(job))
-        command = [sys.executable, "-m", "sparta.launcher", "train", str(folder / "job.yaml")]
-        subprocess.run([*command, "--run-dir", str(folder / "run")], check=True, capture_output=True)
-        lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
-    rates = [line["examples_per_second"] for line in lines if "loss" in line and line["step"] > WARM]
-    return float(statistics.harmonic_mean(rates))
+DIM, BATCH = Shape().dim, Shape().batch
 
 
 # --- the plain loop -----------------------------------------------------------------------------------------
@@ -103,7 +49,7 @@ class Plain(nn.Module):
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-        each = max(2, rows // FIELDS)
+        each = Shape(rows=rows).each
 
         def tables(prefix: str, dim: int) -> Any:
             configs = [
@@ -148,8 +94,8 @@ def plain(rows: int, precision: str, steps: int) -> float:
     rng, given = np.random.default_rng(1), []
     for _ in range(16):
         sparse = KeyedJaggedTensor(
-            keys=NAMES,
-            values=torch.from_numpy(ids(rng, BATCH, rows).reshape(-1)),
+            keys=list(NAMES),
+            values=torch.from_numpy(ids(rng, BATCH, Shape(rows=rows)).reshape(-1)),
             lengths=torch.ones(FIELDS * BATCH, dtype=torch.int32),
         )
         given.append((sparse, torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32))))
@@ -173,7 +119,7 @@ class Dense(nn.Module):
 
     def __init__(self, rows: int) -> None:
         super().__init__()
-        each = max(2, rows // FIELDS)
+        each = Shape(rows=rows).each
         self.deep = nn.ModuleList(nn.Embedding(each, DIM) for _ in NAMES)
         self.wide = nn.ModuleList(nn.Embedding(each, 1) for _ in NAMES)
         layers: list[nn.Module] = []
@@ -200,7 +146,7 @@ def authors(rows: int, steps: int) -> float:
     rng = np.random.default_rng(1)
     given = [
         (
-            torch.from_numpy(ids(rng, BATCH, rows).T.copy()),
+            torch.from_numpy(ids(rng, BATCH, Shape(rows=rows)).T.copy()),
             torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32)),
         )
         for _ in range(8)
@@ -264,7 +210,8 @@ def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tup
     """Examples a second of ours and of theirs."""
 
     def one_of_ours() -> float:
-        return ours(data, question.tables, question.precision, steps)
+        of = Shape(rows=question.rows)
+        return speed.train(data, of, question.tables, precision=question.precision, steps=steps)
 
     def one_of_theirs() -> float:
         numbers = [str(question.rows), str(question.their_steps or steps)]
@@ -301,7 +248,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         kind, precision, rows, steps = options.child
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
         print(
             authors(int(rows), int(steps)) if kind == "authors" else plain(int(rows), precision, int(steps))
         )
@@ -312,7 +259,7 @@ def main() -> None:
             if options.only in (None, question.group):
                 data = Path(name) / str(question.rows)
                 if not data.exists():
-                    write(data, question.rows, options.steps)
+                    speed.write(data, Shape(rows=question.rows), options.steps)
                 found[question.title] = answer(question, data, options.pairs, options.steps)
                 print(question.title, found[question.title], file=sys.stderr, flush=True)
     report = {
