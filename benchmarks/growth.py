@@ -36,12 +36,13 @@ Answer = tuple[dict[str, Any], dict[str, int]]
 def by_rows(name: str, options: argparse.Namespace) -> Answer:
     """Time of a step, to that with the smallest tables."""
     sizes = {rows: f"{rows:,} table rows" for rows in options.rows}
+    shapes = {str(rows): Shape(rows=rows, batch=options.batch) for rows in sizes}
     with alone(options.threads):
-        given = batches(Shape(rows=options.rows[0]), 16)
-        steps = {str(rows): (built({"name": name}, Shape(rows=rows))[1], given) for rows in sizes}
+        given = batches(shapes[str(options.rows[0])], 16)
+        steps = {size: (built({"name": name}, one)[1], given) for size, one in shapes.items()}
         taken = measure(steps, options.rounds)
     milliseconds = {rows: taken[str(rows)] for rows in sizes}
-    rates = {rows: [Shape().batch * 1e3 / ms for ms in of] for rows, of in milliseconds.items()}
+    rates = {rows: [options.batch * 1e3 / ms for ms in of] for rows, of in milliseconds.items()}
     return to_first(f"{name}, a step at", sizes, milliseconds), medians(rates)
 
 
@@ -59,12 +60,13 @@ def by_batch(name: str, options: argparse.Namespace) -> Answer:
 def by_ranks(name: str, options: argparse.Namespace) -> Answer:
     """Examples/s of a whole training, to that on one rank."""
     rates: dict[int, list[float]] = {ranks: [] for ranks in RANKS}
+    shape = Shape(batch=options.batch)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        speed.write(data, Shape(), options.steps)
+        speed.write(data, shape, options.steps)
         for turn in range(options.pairs):
             for ranks in RANKS[:: 1 if turn % 2 else -1]:
-                rate = speed.train(data, Shape(), {"name": name}, steps=options.steps, ranks=ranks)
+                rate = speed.train(data, shape, {"name": name}, steps=options.steps, ranks=ranks)
                 rates[ranks].append(rate)
     sizes = {ranks: f"{ranks} rank{'s' * (ranks > 1)}" for ranks in RANKS}
     return to_first(f"{name}, examples/s on", sizes, rates), medians(rates)
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="of whole trainings")
     parser.add_argument("--steps", type=int, default=120, help="of a whole training")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--batch", type=int, default=Shape().batch, help="where rows or ranks grow")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--only", choices=tuple(QUESTIONS))
@@ -110,6 +113,7 @@ def main() -> None:
     report = {
         "ratios": ratios,
         "examples_per_second": rates,
+        "batch": options.batch,
         "steps": options.steps,
         "threads": options.threads,
         **circumstances(),

@@ -36,7 +36,7 @@ from shape import FIELDS, HIDDEN, MILLION, NAMES, WARM, Shape, ids
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 
-DIM, BATCH = Shape().dim, Shape().batch
+DIM = Shape().dim
 
 
 # --- the plain loop -----------------------------------------------------------------------------------------
@@ -45,11 +45,9 @@ DIM, BATCH = Shape().dim, Shape().batch
 class Plain(nn.Module):
     """DeepFM as TorchRec's own examples are written."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, each: int) -> None:
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-
-        each = Shape(rows=rows).each
 
         def tables(prefix: str, dim: int) -> Any:
             configs = [
@@ -76,7 +74,7 @@ class Plain(nn.Module):
         return logits
 
 
-def plain(rows: int, precision: str, steps: int) -> float:
+def plain(shape: Shape, precision: str, steps: int) -> float:
     """Examples a second of a loop over batches in memory."""
     import torch.distributed as dist
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -87,7 +85,9 @@ def plain(rows: int, precision: str, steps: int) -> float:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 1e-3}
     module = DistributedModelParallel(
-        Plain(rows), device=torch.device("cpu"), sharders=[EmbeddingBagCollectionSharder(fused_params=fused)]
+        Plain(shape.each),
+        device=torch.device("cpu"),
+        sharders=[EmbeddingBagCollectionSharder(fused_params=fused)],
     )
     dense = [p for name, p in module.named_parameters() if ".mlp." in name or name.endswith("bias")]
     optimizer = torch.optim.Adam(dense, lr=1e-3)
@@ -95,10 +95,10 @@ def plain(rows: int, precision: str, steps: int) -> float:
     for _ in range(16):
         sparse = KeyedJaggedTensor(
             keys=list(NAMES),
-            values=torch.from_numpy(ids(rng, BATCH, Shape(rows=rows)).reshape(-1)),
-            lengths=torch.ones(FIELDS * BATCH, dtype=torch.int32),
+            values=torch.from_numpy(ids(rng, shape.batch, shape).reshape(-1)),
+            lengths=torch.ones(FIELDS * shape.batch, dtype=torch.int32),
         )
-        given.append((sparse, torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32))))
+        given.append((sparse, torch.from_numpy(rng.integers(0, 2, (shape.batch, 1)).astype(np.float32))))
 
     def step(number: int) -> None:
         sparse, labels = given[number % len(given)]
@@ -108,7 +108,7 @@ def plain(rows: int, precision: str, steps: int) -> float:
         torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits.float(), labels))
         optimizer.step()
 
-    return timed(step, steps)
+    return shape.batch * timed(step, steps)
 
 
 # --- the authors' way ---------------------------------------------------------------------------------------
@@ -117,9 +117,8 @@ def plain(rows: int, precision: str, steps: int) -> float:
 class Dense(nn.Module):
     """DeepFM over dense tables of plain PyTorch."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, each: int) -> None:
         super().__init__()
-        each = Shape(rows=rows).each
         self.deep = nn.ModuleList(nn.Embedding(each, DIM) for _ in NAMES)
         self.wide = nn.ModuleList(nn.Embedding(each, 1) for _ in NAMES)
         layers: list[nn.Module] = []
@@ -137,17 +136,17 @@ class Dense(nn.Module):
         return logits
 
 
-def authors(rows: int, steps: int) -> float:
+def authors(shape: Shape, steps: int) -> float:
     """Examples a second of the published algorithm."""
     from sparta.optim import Helen
 
-    model = Dense(rows)
+    model = Dense(shape.each)
     helen = Helen(model, lr=1e-3, rho=0.05, xi=0.3, perturb_dense=True, variant="authors")
     rng = np.random.default_rng(1)
     given = [
         (
-            torch.from_numpy(ids(rng, BATCH, Shape(rows=rows)).T.copy()),
-            torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32)),
+            torch.from_numpy(ids(rng, shape.batch, shape).T.copy()),
+            torch.from_numpy(rng.integers(0, 2, (shape.batch, 1)).astype(np.float32)),
         )
         for _ in range(8)
     ]
@@ -163,17 +162,17 @@ def authors(rows: int, steps: int) -> float:
 
         helen.step(closure)
 
-    return timed(step, steps, warm=2)
+    return shape.batch * timed(step, steps, warm=2)
 
 
 def timed(step: Callable[[int], None], steps: int, warm: int = WARM) -> float:
-    """Examples a second of the steps after the first `warm`."""
+    """Steps a second, after the first `warm`."""
     for number in range(warm):
         step(number)
     began = time.perf_counter()
     for number in range(warm, steps):
         step(number)
-    return BATCH * (steps - warm) / (time.perf_counter() - began)
+    return (steps - warm) / (time.perf_counter() - began)
 
 
 # --- pairs --------------------------------------------------------------------------------------------------
@@ -206,15 +205,16 @@ QUESTIONS = (
 )
 
 
-def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tuple[float, float]:
+def pair(
+    question: Question, data: Path, shape: Shape, steps: int, *, ours_first: bool
+) -> tuple[float, float]:
     """Examples a second of ours and of theirs."""
 
     def one_of_ours() -> float:
-        of = Shape(rows=question.rows)
-        return speed.train(data, of, question.tables, precision=question.precision, steps=steps)
+        return speed.train(data, shape, question.tables, precision=question.precision, steps=steps)
 
     def one_of_theirs() -> float:
-        numbers = [str(question.rows), str(question.their_steps or steps)]
+        numbers = [str(shape.rows), str(shape.batch), str(question.their_steps or steps)]
         command = [sys.executable, __file__, "--child", question.theirs, question.precision, *numbers]
         # Without our settings of memory and threads, which nobody has who does not know them.
         environment = {name: value for name, value in os.environ.items() if name not in MEMORY_AND_THREADS}
@@ -227,10 +227,10 @@ def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tup
     return one_of_ours(), theirs
 
 
-def answer(question: Question, data: Path, pairs: int, steps: int) -> dict[str, Any]:
+def answer(question: Question, data: Path, shape: Shape, pairs: int, steps: int) -> dict[str, Any]:
     """Medians of interleaved pairs, and the spread of their ratios."""
     mine, theirs = zip(
-        *(pair(question, data, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
+        *(pair(question, data, shape, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
     )
     return {
         "ours": round(statistics.median(mine)),
@@ -243,26 +243,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch", type=int, default=Shape().batch)
     parser.add_argument("--only", choices=sorted({question.group for question in QUESTIONS}))
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        kind, precision, rows, steps = options.child
+        kind, precision, *numbers = options.child
+        rows, batch, steps = map(int, numbers)
+        shape = Shape(rows=rows, batch=batch)
         torch.set_num_threads(cores())
-        print(
-            authors(int(rows), int(steps)) if kind == "authors" else plain(int(rows), precision, int(steps))
-        )
+        print(authors(shape, steps) if kind == "authors" else plain(shape, precision, steps))
         return
     found = {}
     with tempfile.TemporaryDirectory() as name:
         for question in QUESTIONS:
             if options.only in (None, question.group):
+                shape = Shape(rows=question.rows, batch=options.batch)
                 data = Path(name) / str(question.rows)
                 if not data.exists():
-                    speed.write(data, Shape(rows=question.rows), options.steps)
-                found[question.title] = answer(question, data, options.pairs, options.steps)
+                    speed.write(data, shape, options.steps)
+                found[question.title] = answer(question, data, shape, options.pairs, options.steps)
                 print(question.title, found[question.title], file=sys.stderr, flush=True)
     report = {
+        "batch": options.batch,
         "steps": options.steps,
         "examples_per_second": found,
         "ratios": {title: one.pop("ratio") for title, one in found.items()},
