@@ -11,9 +11,9 @@ prints one JSON object: ratios, megabytes, machine.
 
 What there is beside weights and moments, megabytes of 1,920 at 10M rows x 16: a stamp a row 40; code that is loaded
 when tables are made 95; compiled kernels, activations and their gradients 150. The 1-wide twins of `deepfm` are stored
-4 wide, as FBGEMM wants them, and so are their moments: 360 of 2,040, and a stamp a row once more. A checkpoint is a copy
-of all state, so that writing it stops nothing: weights and moments once more, from the first one on. Initial weights
-are hashed in pieces of 2 MB a temporary; with 8 MB training took 1.18 in place of 1.15.
+4 wide, as FBGEMM wants them, and so are their moments: 360 of 2,040, and a stamp a row once more. A checkpoint is a
+copy of all state, so that writing it stops nothing: weights and moments once more, from the first one on. Initial
+weights are hashed in pieces of 2 MB a temporary; with 8 MB training took 1.18 in place of 1.15.
 """
 
 import argparse
