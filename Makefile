@@ -51,15 +51,15 @@ faults: install
 demo: install
 	$(VENV)/bin/sparta demo
 
-# One JSON object a question; see benchmarks/README.md.
+# One JSON object a question in build/bench, then the tables of them; an hour on two cores. See benchmarks/README.md.
+BENCHMARKS = loader prepare kernels steps helen_step growth memory checkpoint telemetry loops
 bench: install
-	$(VENV)/bin/python benchmarks/loader.py
-	$(VENV)/bin/python benchmarks/prepare.py
-	$(VENV)/bin/python benchmarks/kernels.py
-	$(VENV)/bin/python benchmarks/helen_step.py
-	$(VENV)/bin/python benchmarks/checkpoint.py
-	$(VENV)/bin/python benchmarks/telemetry.py
-	$(VENV)/bin/python benchmarks/loops.py
+	mkdir -p build/bench
+	for name in $(BENCHMARKS); do \
+		echo "$$name ..." && $(VENV)/bin/python benchmarks/$$name.py > build/bench/$$name.part && \
+		mv build/bench/$$name.part build/bench/$$name-$$(date +%F).json || exit 1; \
+	done
+	$(RUN) benchmarks.speed build/bench
 
 # Three of the committed ratios, drawn by the commit, measured again.
 bench-verify: install

@@ -1,7 +1,7 @@
 """What checkpoints cost: the stall of a save beside a synchronous one, throughput with one every 200 steps, and
 resuming a table of 10M rows with Adam's state beside reading the same bytes with their checksums.
 
-DeepFM of the speed shape (benchmarks/helen_step.py), one process. Runs with and without saves take turns, so that
+DeepFM of the speed shape (benchmarks/shape.py), one process. Runs with and without saves take turns, so that
 whatever else the machine does hits both alike; prints one JSON object.
 
     python benchmarks/checkpoint.py [--rounds 5] [--rows 1000000] [--large 10000000] [--folder DIR]
@@ -9,8 +9,6 @@ whatever else the machine does hits both alike; prints one JSON object.
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -19,28 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 sys.path.insert(0, str(Path(__file__).parent))
-import helen_step
-from measured import circumstances, ratio
+from measured import as_launched, circumstances, cores, ratio
+from shape import MILLION, Shape
+from turns import alone, batches, built
 
-from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.store import WEIGHTS, Checkpoints
-from sparta.sharding.quiet import silence
-
-STEPS = 200
-"""Between two checkpoints."""
 
 
 class Saved:
     """A model with its step, and checkpoints of both."""
 
-    def __init__(self, rows: int, folder: Path, options: argparse.Namespace, **how: Any) -> None:
-        self.sharded, self.step = helen_step.built({"name": "adam"}, rows, options)
+    def __init__(self, rows: int, folder: Path, **how: Any) -> None:
+        self.sharded, self.step = built({"name": "adam"}, Shape(rows=rows))
         self.checkpoints = Checkpoints(folder, keep=1, **how)
         self.taken = 0
 
@@ -63,8 +54,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def stalls(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds that a save holds the steps up: copied and written beside, or written at once."""
-    beside = Saved(options.rows, folder / "beside", options)
-    at_once = Saved(options.rows, folder / "at_once", options, background=False)
+    beside = Saved(options.rows, folder / "beside")
+    at_once = Saved(options.rows, folder / "at_once", background=False)
     taken: dict[str, list[float]] = {"beside": [], "at_once": []}
     for _ in range(rounds + 1):
         taken["beside"].append(beside.save())
@@ -80,12 +71,12 @@ def stalls(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def overhead(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Time of 200 steps with one save among them, to that without."""
-    saved = Saved(options.rows, folder / "overhead", options)
-    given = helen_step.batches(options.rows, 16, options)
+    """Time of so many steps with one save among them, to that without."""
+    saved = Saved(options.rows, folder / "overhead")
+    given = batches(Shape(rows=options.rows), 16)
 
     def train() -> None:
-        for number in range(STEPS):
+        for number in range(options.steps):
             last = saved.step(given[number % len(given)])
         last.item()
 
@@ -102,7 +93,7 @@ def overhead(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
             taken[name].append(seconds(work))
             saved.checkpoints.wait()
     return {
-        "plain_examples_per_second": round(STEPS * options.batch / statistics.median(taken["plain"])),
+        "plain_examples_per_second": round(options.steps * Shape().batch / statistics.median(taken["plain"])),
         "ratio": ratio(taken["saving"], taken["plain"]),
         "save_seconds": round(saved.checkpoints.log.seconds or 0.0, 2),
     }
@@ -110,7 +101,7 @@ def overhead(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
 
 def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Finding, checking and loading a checkpoint, to reading its files once with their checksums."""
-    saved = Saved(options.large, folder / "large", options)
+    saved = Saved(options.large, folder / "large")
     saved.save()
     saved.checkpoints.wait()
     storage = saved.checkpoints.storage
@@ -142,38 +133,29 @@ def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--large", type=int, default=10_000_000)
+    parser.add_argument("--rows", type=int, default=MILLION)
+    parser.add_argument("--large", type=int, default=10 * MILLION)
+    parser.add_argument("--steps", type=int, default=200, help="between two checkpoints")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args(
-        namespace=argparse.Namespace(model="deepfm", dim=16, batch=4096, device="cpu")
-    )
-    silence()
-    torch.set_num_threads(options.threads)
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    parser.add_argument("--threads", type=int, default=cores())
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, alone(options.threads):
+        folder = Path(name)
         parts = {
             "stall of a save to a synchronous one": stalls(options.rounds, folder, options),
-            "time with a save every 200 steps": overhead(options.rounds, folder, options),
+            f"time with a save every {options.steps} steps": overhead(options.rounds, folder, options),
             "resuming to reading with checksums": resuming(options.rounds, folder, options),
         }
-        report = {
-            "ratios": {name: part.pop("ratio") for name, part in parts.items()},
-            "figures": parts,
-            "table_rows": options.rows,
-            "threads": options.threads,
-            **circumstances(),
-        }
-        print(json.dumps(report, indent=2))
-        dist.destroy_process_group()
-    finally:
-        shutil.rmtree(folder)
+    report = {
+        "ratios": {name: part.pop("ratio") for name, part in parts.items()},
+        "figures": parts,
+        "table_rows": options.rows,
+        "threads": options.threads,
+        **circumstances(),
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
-    if not MEMORY_AND_THREADS.keys() <= os.environ.keys():  # read when torch loads
-        os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
+    as_launched()
     main()

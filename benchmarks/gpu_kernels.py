@@ -13,13 +13,17 @@ Under TRITON_INTERPRET=1 and `--device cpu` it runs too, with figures that mean 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
 
 from sparta.optim.rows.gpu import GPU
 from sparta.optim.rows.group import BASES, Bags, Group, Kernels, Rates, Shape, Slots
@@ -142,29 +146,24 @@ def main() -> None:
     difference = same(small)
     taken, touched = measure(options)
     median = {name: statistics.median(ms) for name, ms in taken.items()}
-    bandwidth = 2 * options.copied / median["copy"] / 1e6
     moved = bytes_of(options, touched)
-    print(
-        json.dumps(
-            {
-                "milliseconds": {name: round(ms, 4) for name, ms in median.items()},
-                "copy_gb_per_s": round(bandwidth, 1),
-                "share_of_copy_bandwidth": {
-                    name: round(moved[name] / median[name] / 1e6 / bandwidth, 3) for name in moved
-                },
-                "largest_difference_to_plain": difference,
-                "touched_rows": touched,
-                **{
-                    name: getattr(options, name)
-                    for name in ("tables", "rows", "dim", "batch", "dtype", "hot")
-                },
-                "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
-                "versions": {name: version(name) for name in ("torch", "triton")},
-                "date": time.strftime("%Y-%m-%d"),
-            },
-            indent=1,
-        )
-    )
+    copies = [2 * options.copied / ms for ms in taken["copy"]]
+    report = {
+        "ratios": {
+            f"bandwidth of {name} to a copy's, {options.dtype}": ratio(
+                [moved[name] / ms for ms in taken[name]], copies
+            )
+            for name in moved
+        },
+        "milliseconds": {name: round(ms, 4) for name, ms in median.items()},
+        "copy_gb_per_s": round(2 * options.copied / median["copy"] / 1e6, 1),
+        "largest_difference_to_plain": difference,
+        "touched_rows": touched,
+        **{name: getattr(options, name) for name in ("tables", "rows", "dim", "batch", "dtype", "hot")},
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
+        **circumstances(),
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

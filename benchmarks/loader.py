@@ -1,8 +1,8 @@
 """Rows a second that one core loads: 13 dense and 26 single-valued columns, zstd, shuffled.
 
 Writes Criteo-shaped Parquet of its own to a temporary folder, then alternates epochs of the loader with
-plain pyarrow reads of the same columns, all on one core, and prints one JSON object: medians, ratio, machine.
-`rows_per_second` is wall time; `rows_per_cpu_second` suffers less from other processes on the machine.
+plain pyarrow reads of the same columns, all on one core, and prints one JSON object: the ratio of rows per CPU second,
+medians, machine. `rows_per_second` is wall time; CPU time suffers less from other processes on the machine.
 
     python benchmarks/loader.py --rows 4000000
 
@@ -25,19 +25,20 @@ Verifying page checksums costs 1.1 ms a row group, and stays: a damaged page may
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import circumstances, ratio
 
 from sparta.models.schema import Feature, Schema
 from sparta.service.data.loader import Loader
@@ -93,21 +94,14 @@ def plain_read(path: Path, columns: list[str]) -> int:
         )
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
+    about = circumstances()  # before the other cores are given up
     if sys.platform == "linux":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
@@ -130,25 +124,21 @@ def main() -> None:
             reads.append(timed(lambda: plain_read(path, columns)))
         size = path.stat().st_size
     load, read = ([statistics.median(kind) for kind in zip(*runs, strict=True)] for runs in (loads, reads))
-    print(
-        json.dumps(
-            {
-                "rows": args.rows,
-                "file_bytes": size,
-                "batch_size": args.batch_size,
-                "streams": args.streams,
-                "rows_per_second": round(load[0]),
-                "rows_per_cpu_second": round(load[1]),
-                "plain_read_rows_per_second": round(read[0]),
-                "plain_read_rows_per_cpu_second": round(read[1]),
-                "share_of_plain_read": round(load[1] / read[1], 3),
-                "load_average": os.getloadavg()[0],
-                "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
-                "versions": {name: version(name) for name in ("numpy", "pyarrow", "torch", "torchrec")},
-            },
-            indent=1,
-        )
-    )
+    report = {
+        "ratios": {
+            "rows/s of the loader to a plain read's": ratio(
+                [cpu for _, cpu in loads], [cpu for _, cpu in reads]
+            )
+        },
+        "rows_per_second": round(load[0]),
+        "rows_per_cpu_second": round(load[1]),
+        "plain_read_rows_per_second": round(read[0]),
+        "plain_read_rows_per_cpu_second": round(read[1]),
+        "file_bytes": size,
+        **{name: getattr(args, name) for name in ("rows", "batch_size", "streams")},
+        **about,
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """How fast is a whole training? Beside a plain TorchRec loop over the same model, and Helen beside its authors' way.
 
-DeepFM, 39 fields of dim 16 with their 1-wide twins, MLP 3 x 400, batch 4096, Zipf ids, one process. Ours is `sparta
-train` as users run it: Parquet from disk, shuffled and checked, metrics served, history written, checkpoints every
-1000 steps. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own
-planner and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the
-published algorithm, `sparta.optim.Helen(variant="authors")`, in fp32.
+The speed shape (benchmarks/shape.py), one process. Ours is `sparta train` as users run it: Parquet from disk, shuffled
+and checked, metrics served, history written, checkpoints every 1000 steps. The plain loop takes ready batches from
+memory in turn: DistributedModelParallel with TorchRec's own planner and FBGEMM's row-wise Adagrad, dense Adam, no
+metrics, no checks. The authors' way is a dense table and the published algorithm,
+`sparta.optim.Helen(variant="authors")`, in fp32.
 
 Every figure is a process of its own, and those of a pair take turns; prints one JSON object: examples a second of
-each and the ratios of the pairs, median and quartiles.
+each and the ratios of the pairs, median and spread.
 
     python benchmarks/loops.py [--pairs 5] [--steps 120] [--only torchrec|helen|helen_10M]
 """
@@ -26,71 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measured import circumstances, ratio
+import shape as speed
+from measured import circumstances, cores, ratio
+from shape import FIELDS, HIDDEN, MILLION, NAMES, WARM, Shape, ids
 
 from sparta.launcher.local import MEMORY_AND_THREADS
-from sparta.models.schema import Feature, Schema
 
-FIELDS, DIM, HIDDEN, BATCH = 39, 16, (400, 400, 400), 4096
-NAMES = [f"C{i}" for i in range(1, FIELDS + 1)]
-WARM = 40
-"""Steps that do not count."""
-MILLION = 1_000_000
-
-
-def ids(rng: np.random.Generator, samples: int, rows: int) -> np.ndarray:
-    """(F, samples) Zipf ids of tables that have `rows` rows together."""
-    each = max(2, rows // FIELDS)
-    return np.minimum(rng.zipf(1.2, (FIELDS, samples)) - 1, each - 1)
-
-
-# --- ours ---------------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, rows: int, steps: int) -> None:
-    """A dataset of so many steps."""
-    rng, samples = np.random.default_rng(1), BATCH * steps
-    schema = Schema(
-        sparse=tuple(Feature(name=name, rows=max(2, rows // FIELDS)) for name in NAMES),
-        labels=("label",),
-        splits={"train": samples},
-    )
-    (folder / "train").mkdir(parents=True)
-    schema.save(folder)
-    columns = dict(zip(NAMES, ids(rng, samples, rows).astype(np.int32), strict=True))
-    columns["label"] = rng.integers(0, 2, samples).astype(np.float32)
-    pq.write_table(
-        pa.table(columns),
-        folder / "train" / "part-00000.parquet",
-        compression="zstd",
-        row_group_size=65_536,
-        write_page_checksum=True,
-    )
-
-
-def ours(data: Path, tables: dict[str, Any], precision: str, steps: int) -> float:
-    """Examples a second of `sparta train`."""
-    job = {
-        "name": "speed",
-        "data": {"path": str(data), "batch_size": BATCH},
-        "model": {"name": "deepfm", "embedding_dim": DIM, "args": {"hidden": list(HIDDEN)}},
-        "optim": {"tables": {"lr": 1e-3, **tables}, "dense": {"lr": 1e-3}},
-        "train": {"precision": precision, "max_steps": steps, "log_every": 10},
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "job.yaml").write_text(json.dumps(job))
-        command = [sys.executable, "-m", "sparta.launcher", "train", str(folder / "job.yaml")]
-        subprocess.run([*command, "--run-dir", str(folder / "run")], check=True, capture_output=True)
-        lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
-    rates = [line["examples_per_second"] for line in lines if "loss" in line and line["step"] > WARM]
-    return float(statistics.harmonic_mean(rates))
+DIM = Shape().dim
 
 
 # --- the plain loop -----------------------------------------------------------------------------------------
@@ -99,16 +45,14 @@ def ours(data: Path, tables: dict[str, Any], precision: str, steps: int) -> floa
 class Plain(nn.Module):
     """DeepFM as TorchRec's own examples are written."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, each: int) -> None:
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
         # The first-order weight is one more column of a row, and FBGEMM wants multiples of 4: with a collection of
         # its own for it the loop took 1.2 times as long.
         configs = [
-            EmbeddingBagConfig(
-                num_embeddings=max(2, rows // FIELDS), embedding_dim=DIM + 4, name=f"t_{n}", feature_names=[n]
-            )
+            EmbeddingBagConfig(num_embeddings=each, embedding_dim=DIM + 4, name=f"t_{n}", feature_names=[n])
             for n in NAMES
         ]
         self.tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
@@ -126,7 +70,7 @@ class Plain(nn.Module):
         return logits
 
 
-def plain(rows: int, precision: str, steps: int) -> float:
+def plain(shape: Shape, precision: str, steps: int) -> float:
     """Examples a second of a loop over batches in memory."""
     import torch.distributed as dist
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -137,18 +81,20 @@ def plain(rows: int, precision: str, steps: int) -> float:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 1e-3}
     module = DistributedModelParallel(
-        Plain(rows), device=torch.device("cpu"), sharders=[EmbeddingBagCollectionSharder(fused_params=fused)]
+        Plain(shape.each),
+        device=torch.device("cpu"),
+        sharders=[EmbeddingBagCollectionSharder(fused_params=fused)],
     )
     dense = [p for name, p in module.named_parameters() if ".mlp." in name or name.endswith("bias")]
     optimizer = torch.optim.Adam(dense, lr=1e-3)
     rng, given = np.random.default_rng(1), []
     for _ in range(16):
         sparse = KeyedJaggedTensor(
-            keys=NAMES,
-            values=torch.from_numpy(ids(rng, BATCH, rows).reshape(-1)),
-            lengths=torch.ones(FIELDS * BATCH, dtype=torch.int32),
+            keys=list(NAMES),
+            values=torch.from_numpy(ids(rng, shape.batch, shape).reshape(-1)),
+            lengths=torch.ones(FIELDS * shape.batch, dtype=torch.int32),
         )
-        given.append((sparse, torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32))))
+        given.append((sparse, torch.from_numpy(rng.integers(0, 2, (shape.batch, 1)).astype(np.float32))))
 
     def step(number: int) -> None:
         sparse, labels = given[number % len(given)]
@@ -158,7 +104,7 @@ def plain(rows: int, precision: str, steps: int) -> float:
         torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits.float(), labels))
         optimizer.step()
 
-    return timed(step, steps)
+    return shape.batch * timed(step, steps)
 
 
 # --- the authors' way ---------------------------------------------------------------------------------------
@@ -167,9 +113,8 @@ def plain(rows: int, precision: str, steps: int) -> float:
 class Dense(nn.Module):
     """DeepFM over dense tables of plain PyTorch."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, each: int) -> None:
         super().__init__()
-        each = max(2, rows // FIELDS)
         self.deep = nn.ModuleList(nn.Embedding(each, DIM) for _ in NAMES)
         self.wide = nn.ModuleList(nn.Embedding(each, 1) for _ in NAMES)
         layers: list[nn.Module] = []
@@ -187,17 +132,17 @@ class Dense(nn.Module):
         return logits
 
 
-def authors(rows: int, steps: int) -> float:
+def authors(shape: Shape, steps: int) -> float:
     """Examples a second of the published algorithm."""
     from sparta.optim import Helen
 
-    model = Dense(rows)
+    model = Dense(shape.each)
     helen = Helen(model, lr=1e-3, rho=0.05, xi=0.3, perturb_dense=True, variant="authors")
     rng = np.random.default_rng(1)
     given = [
         (
-            torch.from_numpy(ids(rng, BATCH, rows).T.copy()),
-            torch.from_numpy(rng.integers(0, 2, (BATCH, 1)).astype(np.float32)),
+            torch.from_numpy(ids(rng, shape.batch, shape).T.copy()),
+            torch.from_numpy(rng.integers(0, 2, (shape.batch, 1)).astype(np.float32)),
         )
         for _ in range(8)
     ]
@@ -213,17 +158,17 @@ def authors(rows: int, steps: int) -> float:
 
         helen.step(closure)
 
-    return timed(step, steps, warm=2)
+    return shape.batch * timed(step, steps, warm=2)
 
 
 def timed(step: Callable[[int], None], steps: int, warm: int = WARM) -> float:
-    """Examples a second of the steps after the first `warm`."""
+    """Steps a second, after the first `warm`."""
     for number in range(warm):
         step(number)
     began = time.perf_counter()
     for number in range(warm, steps):
         step(number)
-    return BATCH * (steps - warm) / (time.perf_counter() - began)
+    return (steps - warm) / (time.perf_counter() - began)
 
 
 # --- pairs --------------------------------------------------------------------------------------------------
@@ -256,14 +201,16 @@ QUESTIONS = (
 )
 
 
-def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tuple[float, float]:
+def pair(
+    question: Question, data: Path, shape: Shape, steps: int, *, ours_first: bool
+) -> tuple[float, float]:
     """Examples a second of ours and of theirs."""
 
     def one_of_ours() -> float:
-        return ours(data, question.tables, question.precision, steps)
+        return speed.train(data, shape, question.tables, precision=question.precision, steps=steps)
 
     def one_of_theirs() -> float:
-        numbers = [str(question.rows), str(question.their_steps or steps)]
+        numbers = [str(shape.rows), str(shape.batch), str(question.their_steps or steps)]
         command = [sys.executable, __file__, "--child", question.theirs, question.precision, *numbers]
         # Without our settings of memory and threads, which nobody has who does not know them.
         environment = {name: value for name, value in os.environ.items() if name not in MEMORY_AND_THREADS}
@@ -276,10 +223,10 @@ def pair(question: Question, data: Path, steps: int, *, ours_first: bool) -> tup
     return one_of_ours(), theirs
 
 
-def answer(question: Question, data: Path, pairs: int, steps: int) -> dict[str, Any]:
+def answer(question: Question, data: Path, shape: Shape, pairs: int, steps: int) -> dict[str, Any]:
     """Medians of interleaved pairs, and the spread of their ratios."""
     mine, theirs = zip(
-        *(pair(question, data, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
+        *(pair(question, data, shape, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
     )
     return {
         "ours": round(statistics.median(mine)),
@@ -292,26 +239,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch", type=int, default=Shape().batch)
     parser.add_argument("--only", choices=sorted({question.group for question in QUESTIONS}))
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        kind, precision, rows, steps = options.child
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        print(
-            authors(int(rows), int(steps)) if kind == "authors" else plain(int(rows), precision, int(steps))
-        )
+        kind, precision, *numbers = options.child
+        rows, batch, steps = map(int, numbers)
+        shape = Shape(rows=rows, batch=batch)
+        torch.set_num_threads(cores())
+        print(authors(shape, steps) if kind == "authors" else plain(shape, precision, steps))
         return
     found = {}
     with tempfile.TemporaryDirectory() as name:
         for question in QUESTIONS:
             if options.only in (None, question.group):
+                shape = Shape(rows=question.rows, batch=options.batch)
                 data = Path(name) / str(question.rows)
                 if not data.exists():
-                    write(data, question.rows, options.steps)
-                found[question.title] = answer(question, data, options.pairs, options.steps)
+                    speed.write(data, shape, options.steps)
+                found[question.title] = answer(question, data, shape, options.pairs, options.steps)
                 print(question.title, found[question.title], file=sys.stderr, flush=True)
     report = {
+        "batch": options.batch,
         "steps": options.steps,
         "examples_per_second": found,
         "ratios": {title: one.pop("ratio") for title, one in found.items()},

@@ -1,15 +1,23 @@
-"""What every benchmark says alike: a ratio with its spread, and on what machine it was measured."""
+"""What every benchmark says alike: a ratio with its spread, on what machine it was measured; and the committed results.
 
+A benchmark prints one JSON object: `ratios` by name, its absolute figures, `circumstances()`. What is committed of it
+is `results/<benchmark>-<date>.json`, or `<benchmark>-<where>-<date>.json` where the machine is of another kind.
+"""
+
+import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numba", "pyarrow")
+RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "triton", "numba", "numpy", "pyarrow")
+DATED = "-????-??-??.json"
 
 
 def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
@@ -27,13 +35,40 @@ def circumstances() -> dict[str, Any]:
     """Date, machine and versions."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load_average": round(os.getloadavg()[0], 1),
-        },
+        "machine": {"cpu": _cpu(), "cores": cores(), "load_average": round(os.getloadavg()[0], 1)},
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def resident(kind: str = "VmHWM") -> int:
+    """Bytes of resident memory: the most so far, or with VmRSS what it is now (getrusage would count a parent's)."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index(f"{kind}:") + 1]) * 1024
+
+
+def as_launched() -> None:
+    """Start this program again with what the launcher sets; torch and OpenMP read it when they load."""
+    from sparta.launcher.local import MEMORY_AND_THREADS
+
+    if not MEMORY_AND_THREADS.keys() <= os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
+
+
+def newest(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The newest result of every benchmark that has ratios, by its file's name without the date."""
+    dated = {path.name[: -len(DATED)]: path for path in sorted(folder.glob(f"*{DATED}"))}
+    found = {name: json.loads(path.read_text()) for name, path in dated.items()}
+    return {name: report for name, report in found.items() if "ratios" in report}
+
+
+def script(name: str) -> str:
+    """The benchmark that made a result of this name."""
+    return f"{name.partition('-')[0]}.py"
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""The README's tables of studies, from the committed results alone: benchmarks/results/<study>/study.json.
+"""The README's tables, from the committed results alone: of studies, and those of speed (speed.py).
 
     python -m benchmarks.readme [--write README.md]
 
-Prints them, or puts each between its markers `<!-- <study> -->` and `<!-- /<study> -->` of a file. The study `quality`
+Prints them, or puts each between its markers `<!-- <study> -->` and `<!-- /<study> -->` of a file; `speed` has markers
+of its own. A study's result is benchmarks/results/<study>/study.json. The study `quality`
 asks more than which optimizer is better: what a step of each costs beside Adam's, by the newest
 benchmarks/results/helen_step-*.json, and what a cheaper Helen keeps of the gain.
 """
@@ -14,12 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import speed
+from benchmarks.measured import RESULTS
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
 from sparta.service.compare.table import difference, lines, sign, summary, verdicts
 from sparta.service.run import write_atomically
 
-RESULTS = Path(__file__).with_name("results")
 QUALITY, FOLDS = "quality", "criteo_folds"
 FULL = "helen"
 """The optimizer whose gain the cheaper ones are to keep; their names begin with it."""
@@ -43,7 +45,7 @@ WHY_FOLDS = (
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
-    """What stands between the markers of each study that has results.
+    """What stands between the markers of each study that has results, and those of speed.
 
     Raises:
         ConfigError: there is none.
@@ -54,7 +56,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     told = {name: summary(result) for name, result in found.items() if name not in (QUALITY, FOLDS)}
     if QUALITY in found:
         told[QUALITY] = quality(found[QUALITY], found.get(FOLDS), costs(results))
-    return told
+    return {**told, **speed.tables(results)}
 
 
 def costs(results: Path = RESULTS) -> dict[str, float]:

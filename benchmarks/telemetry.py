@@ -1,7 +1,7 @@
 """What it costs a training to be watched: instruments told of every step, tables looked at once a second, and an
 endpoint that another process scrapes.
 
-DeepFM of the speed shape (benchmarks/helen_step.py) with Helen, one process. Stretches with and without take turns,
+DeepFM of the speed shape (benchmarks/shape.py) with Helen, one process. Stretches with and without take turns,
 so that whatever else the machine does hits both alike; prints one JSON object.
 
     python benchmarks/telemetry.py [--rounds 16] [--steps 40] [--scrape-seconds 5]
@@ -9,7 +9,6 @@ so that whatever else the machine does hits both alike; prints one JSON object.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -18,16 +17,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
-import helen_step
-from measured import circumstances, ratio
+from measured import as_launched, circumstances, cores, ratio
+from shape import MILLION, Shape
+from turns import alone, batches, built
 
-from sparta.launcher.local import MEMORY_AND_THREADS
 from sparta.service.telemetry.endpoint import Endpoint
 from sparta.service.telemetry.telemetry import Telemetry
-from sparta.sharding.quiet import silence
 
 LOG_EVERY = 10
 """Steps between two logged ones, as in a job that does not say."""
@@ -41,22 +38,10 @@ def scrape(port: int, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--scrape-seconds", type=float, default=5.0)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args(
-        namespace=argparse.Namespace(model="deepfm", dim=16, batch=4096, device="cpu")
-    )
-    silence()
-    torch.set_num_threads(options.threads)
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    _, step = helen_step.built({"name": "helen"}, options.rows, options)
-    given = helen_step.batches(options.rows, 16, options)
+def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+    """Seconds of stretches of steps, plain and watched; and of one look at the tables."""
+    _, step = built({"name": "helen"}, Shape(rows=options.rows))
+    given = batches(Shape(rows=options.rows), 16)
     telemetry = Telemetry(
         run="speed",
         rank=0,
@@ -85,7 +70,7 @@ def main() -> None:
             loss = step(given[number % len(given)], phase=telemetry.phases.begin)
             telemetry.after(step, number, 0, refused=False)
             if number % LOG_EVERY == 0:
-                telemetry.logged(float(loss), LOG_EVERY * options.batch, 1.0)
+                telemetry.logged(float(loss), LOG_EVERY * Shape().batch, 1.0)
 
     endpoint.start()
     scraper = get_context("spawn").Process(
@@ -105,8 +90,21 @@ def main() -> None:
     refreshed = time.perf_counter() - began
     scraper.kill()
     endpoint.close()
+    return taken, refreshed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--scrape-seconds", type=float, default=5.0)
+    parser.add_argument("--rows", type=int, default=MILLION)
+    parser.add_argument("--threads", type=int, default=cores())
+    options = parser.parse_args()
+    with alone(options.threads):
+        taken, refreshed = measure(options)
     report = {
-        "ratios": {"time when watched": ratio(taken["watched"], taken["plain"])},
+        "ratios": {"time when watched to that when not": ratio(taken["watched"], taken["plain"])},
         "steps": options.steps,
         "scrape_seconds": options.scrape_seconds,
         "step_milliseconds": round(1e3 * statistics.median(taken["plain"]) / options.steps, 2),
@@ -117,6 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not MEMORY_AND_THREADS.keys() <= os.environ.keys():  # read when torch loads
-        os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
+    as_launched()
     main()

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import RESULTS, newest, script
+
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PLAIN, LEAST = "plain TorchRec loop, fp32", 40_000
 """Below so many examples a second this is no machine of the kind that the comparison was made on, or it is busy."""
 
@@ -25,14 +27,13 @@ Entry = tuple[str, str]
 
 
 def committed(folder: Path = RESULTS) -> dict[Entry, dict[str, Any]]:
-    """The newest ratios of every benchmark; results are named `<benchmark>-<date>.json`."""
-    found: dict[Entry, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*-????-??-??.json")):
-        script = path.name[: -len("-yyyy-mm-dd.json")] + ".py"
-        ratios = json.loads(path.read_text()).get("ratios", {})
-        found = {entry: one for entry, one in found.items() if entry[0] != script}
-        found |= {(script, name): one for name, one in ratios.items()}
-    return found
+    """The newest ratios of every benchmark, but for those of other kinds of machines."""
+    return {
+        (script(name), of): one
+        for name, report in newest(folder).items()
+        for of, one in report["ratios"].items()
+        if report.get("device", "cpu") == "cpu"
+    }
 
 
 def drawn(entries: Sequence[Entry], commit: str, count: int) -> list[Entry]:
@@ -46,9 +47,11 @@ def outside(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
     return not low <= now["median"] <= high
 
 
-def measure(script: str) -> dict[str, Any]:
+def measure(benchmark: str) -> dict[str, Any]:
     """What a benchmark prints."""
-    done = subprocess.run([sys.executable, str(HERE / script)], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, str(HERE / benchmark)], check=True, stdout=subprocess.PIPE, text=True
+    )
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
@@ -69,18 +72,20 @@ def main() -> int:
     commit = options.commit or subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
     known = committed()
     chosen, reports, failed = drawn(list(known), commit, options.count), {}, False
-    for script, name in chosen:
+    for benchmark, name in chosen:
         if options.list:
-            print(f"{script}: {name}: {known[script, name]['median']} {known[script, name]['spread']}")
+            print(
+                f"{benchmark}: {name}: {known[benchmark, name]['median']} {known[benchmark, name]['spread']}"
+            )
             continue
-        if script not in reports:
-            reports[script] = measure(script)
-        then, now = known[script, name], reports[script]["ratios"][name]
+        if benchmark not in reports:
+            reports[benchmark] = measure(benchmark)
+        then, now = known[benchmark, name], reports[benchmark]["ratios"][name]
         verdict = "outside" if outside(now, then) else "within"
-        if void(reports[script]):
+        if void(reports[benchmark]):
             verdict = f"void, the plain loop is below {LEAST:,} examples/s, and"
         failed = failed or verdict == "outside"
-        print(f"{script}: {name}: {now['median']}, {verdict} {then['spread']}", flush=True)
+        print(f"{benchmark}: {name}: {now['median']}, {verdict} {then['spread']}", flush=True)
     return int(failed)
 
 

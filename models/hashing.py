@@ -11,7 +11,7 @@ import zlib
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # entries hashed at a time, so that a large table needs no large temporaries
+_CHUNK = 1 << 18  # entries hashed at a time, so that a large table needs no large temporaries
 _ALL = (1 << 64) - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's constants
 

@@ -27,3 +27,5 @@ def test_the_step_it_measures_is_the_plain_one(arguments: tuple[str, ...]) -> No
     assert report["largest_difference_to_plain"] < 1e-5
     assert 0 < report["touched_rows"] <= 100
     assert report["milliseconds"].keys() == {"copy", "touch", "reduce", "perturb", "restore", "step"}
+    measured = {name.split()[2] for name, one in report["ratios"].items() if one["pairs"] == 1}
+    assert measured == {"reduce", "perturb", "restore", "step"}

@@ -22,10 +22,12 @@ def test_every_committed_ratio_has_a_benchmark_and_lies_in_its_own_spread() -> N
         assert not verify.outside(one, one)
 
 
-def test_the_newest_result_of_a_benchmark_counts(tmp_path: Path) -> None:
+def test_the_newest_result_of_a_benchmark_counts_but_none_of_a_gpu(tmp_path: Path) -> None:
     for date, names in (("2026-01-02", ["b"]), ("2025-12-30", ["a", "b"])):
         (tmp_path / f"loops-{date}.json").write_text(json.dumps({"ratios": dict.fromkeys(names, RATIO)}))
     (tmp_path / "loader-2026-01-02.json").write_text("{}")
+    on_a_gpu = {"ratios": {"c": RATIO}, "device": "cuda"}
+    (tmp_path / "loops-gpu-2026-01-03.json").write_text(json.dumps(on_a_gpu))
     assert verify.committed(tmp_path) == {("loops.py", "b"): RATIO}
 
 

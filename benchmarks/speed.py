@@ -1,0 +1,150 @@
+"""The README's tables of speed, from the committed results alone: benchmarks/results/<benchmark>-<date>.json.
+
+    python -m benchmarks.speed [build/bench]
+
+Prints them, of the newest result of every benchmark. All its ratios are there; here stand targets, and words for
+those whose names do not say enough.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measured import RESULTS, newest, script
+from sparta.service.compare.table import markdown
+
+Results = Mapping[str, Mapping[str, Any]]
+"""A benchmark's report, by the name of its file without the date."""
+
+ORDER = ("loops", "steps", "helen_step", "growth", "memory", "kernels", "checkpoint", "telemetry", "loader")
+"""Of the benchmarks in the tables; others follow."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a ratio beside its name."""
+
+    target: str = ""
+    words: str = ""
+    """In place of the name."""
+
+
+LOOP, AUTHORS = "examples/s of `sparta train` to", "the authors' way, fp32"
+SAID = {
+    "plain TorchRec loop, fp32": Said("≥ 1.15", f"{LOOP} a plain TorchRec loop's, fp32"),
+    "plain TorchRec loop, bf16": Said("≥ 1.15", f"{LOOP} a plain TorchRec loop's, bf16"),
+    "Helen in bf16 to the authors' way, 1M rows": Said("≥ 4", f"{LOOP} {AUTHORS}; Helen, bf16, 1M rows"),
+    "Helen in bf16 to the authors' way, 10M rows": Said("≥ 40", f"{LOOP} {AUTHORS}; Helen, bf16, 10M rows"),
+    "helen to adam": Said("≤ 1.7"),
+    "helen, bf16, ascend_every 2 to adam": Said("≤ 1.35"),
+    "helen, a step at 10,000,000 table rows to 100,000 table rows": Said("≤ 1.1"),
+    "memory of training dnn to its tables and moments": Said(
+        "≤ 1.2", "memory of training dnn, 10M rows x 16, to weights and Adam's moments"
+    ),
+    "both passes to FBGEMM's backward, adam": Said("≤ 2"),
+    "both passes to FBGEMM's backward, rowwise_adagrad": Said("≤ 2"),
+    "stall of a save to a synchronous one": Said("≤ .25"),
+    "time with a save every 200 steps": Said("≤ 1.05", "time with a save every 200 steps to that without"),
+    "resuming to reading with checksums": Said("≤ 2"),
+    "time when watched to that when not": Said("< 1.01"),
+}
+FIGURES = (
+    ("loader", ("rows_per_second",), "rows/s that one core loads", "≥ 2M"),
+    ("prepare", ("by_rows", "1000000", "rows_per_second"), "rows/s of prepare, 1M rows", ""),
+    ("prepare", ("by_rows", "10000000", "rows_per_second"), "rows/s of prepare, 10M rows", ""),
+    ("prepare", ("by_rows", "1000000", "peak_bytes"), "peak memory of prepare, 1M rows, bytes", ""),
+    ("prepare", ("by_rows", "10000000", "peak_bytes"), "peak memory of prepare, 10M rows, bytes", ""),
+)
+"""Absolute figures that stand in a table: of which benchmark, where, in which words, target."""
+
+
+def tables(results: Path = RESULTS) -> dict[str, str]:
+    """What stands between the markers `speed`; nothing where nothing has ratios."""
+    found = newest(results)
+    return {"speed": tables_of(found)} if found else {}
+
+
+def tables_of(results: Results) -> str:
+    """All tables, and under what circumstances."""
+    names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    ordered = {name: results[name] for name in names}
+    parts = (ratios(ordered), examples(ordered), figures(ordered), circumstances(ordered))
+    return "\n\n".join(part for part in parts if part)
+
+
+def ratios(results: Results) -> str:
+    """Every ratio with its spread."""
+    rows = []
+    for name, report in results.items():
+        for of, one in report["ratios"].items():
+            said = SAID.get(of, Said())
+            low, high = map(number, one["spread"])
+            spread = f"{low} - {high}"
+            rows.append(
+                (said.words or of, number(one["median"]), spread, str(one["pairs"]), said.target, link(name))
+            )
+    return markdown(("question", "ratio", "10-90%", "pairs", "target", "script"), rows)
+
+
+def examples(results: Results) -> str:
+    """Examples a second by model and table optimizer."""
+    if "steps" not in results:
+        return ""
+    report = results["steps"]
+    rows = [
+        (model, optimizer, f"{rate:,}", f"{report['milliseconds'][model][optimizer]:.1f}")
+        for model, rates in report["examples_per_second"].items()
+        for optimizer, rate in rates.items()
+    ]
+    return markdown(("model", "tables", "examples/s", "ms a step"), rows)
+
+
+def figures(results: Results) -> str:
+    """Other absolute figures."""
+    rows = []
+    for name, keys, words, target in FIGURES:
+        value: Any = results.get(name)
+        for key in keys:
+            value = value.get(key) if value else None
+        if value:
+            rows.append((words, f"{round(value):,}", target, link(name)))
+    told = results.get("loops", {}).get("examples_per_second", {})
+    for of, one in told.items():
+        pair = f"{one['ours']:,}; {one['theirs']:,}"
+        rows.append((f"examples/s, ours and theirs: {of}", pair, "", link("loops")))
+    return markdown(("figure", "value", "target", "script"), rows) if rows else ""
+
+
+def circumstances(results: Results) -> str:
+    """When, on what and with which versions: one line if it is the same for all, else one for each kind."""
+    groups: dict[str, list[str]] = {}
+    for name, report in results.items():
+        groups.setdefault("; ".join(_circumstances(report)), []).append(name)
+    if len(groups) == 1:
+        return f"{next(iter(groups))}."
+    return "\n".join(f"- {', '.join(names)}: {text}." for text, names in groups.items())
+
+
+def number(value: float) -> str:
+    """A ratio with as many digits as one can tell apart."""
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def link(name: str) -> str:
+    """The script that made a result."""
+    where = name.partition("-")[2]
+    return f"[`{script(name)}`](benchmarks/{script(name)}){f' ({where})' if where else ''}"
+
+
+def _circumstances(report: Mapping[str, Any]) -> Iterator[str]:
+    yield report["date"]
+    device = report.get("device", "cpu")
+    machine = report["machine"]
+    yield f"{machine['cpu']}, {machine['cores']} cores" + (f", {device}" if device != "cpu" else "")
+    yield ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+
+
+if __name__ == "__main__":
+    print("\n\n".join(tables(*map(Path, sys.argv[1:])).values()))

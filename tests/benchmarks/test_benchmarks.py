@@ -1,0 +1,109 @@
+"""Every benchmark runs, in the small, and says what the README's tables and `make bench-verify` read."""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import speed
+from sparta.launcher.local import MEMORY_AND_THREADS
+
+ROOT = Path(__file__).parents[2]
+NO_QUESTION = {"measured", "shape", "turns", "readme", "speed", "verify"}
+SMALL = ("--threads=1", "--rows=4000", "--rounds=1")
+RUNS: dict[str, tuple[str, ...]] = {
+    "loader": ("--rows=20000", "--repeats=1"),
+    "prepare": ("--rows", "1000", "2000", "--pairs=1"),
+    "kernels": ("--threads=1", "--rows=500", "--batch=64", "--repeats=1"),
+    "steps": (*SMALL, "--batch=64"),
+    "helen_step": (*SMALL, "--batch=64"),
+    "growth": (
+        *("--threads=1", "--rounds=1", "--rows", "4000", "8000", "--batch=64", "--batches", "64", "128"),
+        *("--tables=helen", "--pairs=1", "--steps=50"),
+    ),
+    "memory": ("--threads=1", "--rows=4000", "--runs=1", "--steps=2", "--models=dnn"),
+    "checkpoint": (*SMALL, "--large=8000", "--steps=2"),
+    "telemetry": (*SMALL, "--steps=2"),
+    "loops": ("--only=helen", "--pairs=1", "--batch=64", "--steps=50"),
+}
+"""The benchmarks of `make bench`, so small that their figures mean nothing; gpu_kernels has a test of its own."""
+
+
+Report = dict[str, Any]
+
+
+def run(name: str, out: str) -> None:
+    """Be a benchmark, with two tables; in a process that has torch already, which takes seconds to import."""
+    os.environ.update(MEMORY_AND_THREADS, OMP_NUM_THREADS="1")
+    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import shape
+
+    shape.FIELDS, shape.NAMES = 2, shape.NAMES[:2]
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    sys.argv = [script, *RUNS[name]]
+    runpy.run_path(script, run_name="__main__")
+    sys.stdout.flush()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
+    """What a benchmark printed, by its name."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.preload"])
+
+    @cache
+    def of(name: str) -> Report:
+        out = tmp_path_factory.mktemp("bench") / f"{name}.json"
+        process = context.Process(target=run, args=(name, str(out)))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, name
+        found: Report = json.loads(out.read_text())
+        return found
+
+    return of
+
+
+def test_make_bench_runs_every_benchmark_that_needs_no_gpu() -> None:
+    (listed,) = re.findall(r"^BENCHMARKS = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - NO_QUESTION
+    assert set(listed.split()) == set(RUNS) == there - {"gpu_kernels"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_it_says_ratios_with_their_spread_figures_and_circumstances(
+    report: Callable[[str], Report], name: str
+) -> None:
+    found = report(name)
+    assert found["ratios"]
+    for one in found["ratios"].values():
+        assert one.keys() == {"median", "spread", "pairs"}
+        assert 0 <= one["spread"][0] <= one["median"] <= one["spread"][1]
+        assert one["pairs"] >= 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+    assert found["machine"].keys() == {"cpu", "cores", "load_average"}
+    assert {"python", "torch", "torchrec"} <= found["versions"].keys()
+    assert speed.tables_of({name: found})
+
+
+@pytest.mark.slow
+def test_what_the_tables_say_more_of_is_what_the_benchmarks_call_so(report: Callable[[str], Report]) -> None:
+    def without_sizes(name: str) -> str:
+        return re.sub(r"[\d,]*\d", "N", name)
+
+    names = [of for name in RUNS for of in report(name)["ratios"]]
+    assert len(names) == len(set(names))
+    titles = runpy.run_path(str(ROOT / "benchmarks" / "loops.py"), run_name="loops")["QUESTIONS"]
+    known = {without_sizes(name) for name in (*names, *(question.title for question in titles))}
+    assert {without_sizes(name) for name in speed.SAID} <= known
+    assert all(keys[0] in report(name) for name, keys, *_ in speed.FIGURES)
