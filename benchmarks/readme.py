@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import speed
-from benchmarks.measured import RESULTS
+from benchmarks.measured import DATED, RESULTS
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
 from sparta.service.compare.table import difference, lines, sign, summary, verdicts
@@ -61,7 +61,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
 
 def costs(results: Path = RESULTS) -> dict[str, float]:
     """Of a step beside plain Adam's, by the benchmark's names; none where it has not been run."""
-    measured = sorted(results.glob("helen_step-*.json"))
+    measured = sorted(results.glob(f"helen_step{DATED}"))
     found: dict[str, float] = json.loads(measured[-1].read_text())["to_adam"] if measured else {}
     return found
 

@@ -90,11 +90,16 @@ def train(
         "optim": {"tables": {"lr": RATE, **tables}, "dense": {"lr": RATE}},
         "train": {"precision": precision, "max_steps": steps, "log_every": 10, "ranks": ranks},
     }
+    rates = [line["examples_per_second"] for line in history(job) if line["step"] > WARM]
+    return float(statistics.harmonic_mean(rates))
+
+
+def history(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `sparta train` notes of the steps of a job."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "job.yaml").write_text(json.dumps(job))
         command = [sys.executable, "-m", "sparta.launcher", "train", str(folder / "job.yaml")]
         subprocess.run([*command, "--run-dir", str(folder / "run")], check=True, capture_output=True)
         lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
-    rates = [line["examples_per_second"] for line in lines if "loss" in line and line["step"] > WARM]
-    return float(statistics.harmonic_mean(rates))
+    return [line for line in lines if "loss" in line]

@@ -17,16 +17,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measured import circumstances, ratio
+from shape import history
 
 from sparta.launcher.local import MEMORY_AND_THREADS
 
 JOBS = Path(__file__).parents[1] / "launcher" / "jobs"
 BATCH = {"anime": 2048, "criteo_tb80k": 512, "census_income": 1024}
+
+
+def title(name: str) -> str:
+    """What a ratio is called."""
+    return f"{name}, batch {BATCH[name]}, to FuxiCTR"
 
 
 def prepare(name: str, out: Path) -> None:
@@ -44,15 +51,13 @@ def ours(name: str, data: Path, epochs: int) -> float:
         "optim": {"tables": {"name": "adam", "lr": 1e-3}, "dense": {"name": "adam", "lr": 1e-3}},
         "train": {"epochs": epochs, "early_stop": None, "ranks": 1, "device": "cpu"},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path, run = Path(folder) / "job.yaml", Path(folder) / "run"
-        path.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "sparta.launcher", "train", str(path), "--run-dir", str(run)]
-        subprocess.run(command, check=True, capture_output=True)
-        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    return after_first_epoch(history(job))
+
+
+def after_first_epoch(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Examples a second; each line says how many there were by then, and how fast they went since the one before."""
     samples, seconds, before = 0, 0.0, 0
-    for line in steps:
+    for line in lines:
         if line["epoch"] > 0:
             samples += line["examples"] - before
             seconds += (line["examples"] - before) / line["examples_per_second"]
@@ -86,10 +91,12 @@ def main() -> None:
             for _ in range(options.pairs):
                 mine.append(ours(name, data, options.epochs))
                 his.append(theirs(options.fuxictr, name, data, options.epochs))
-            title = f"{name}, batch {BATCH[name]}, to FuxiCTR"
-            found[title] = {"ours": round(statistics.median(mine)), "theirs": round(statistics.median(his))}
-            ratios[title] = ratio(mine, his)
-            print(title, found[title], ratios[title], file=sys.stderr, flush=True)
+            found[title(name)] = {
+                "ours": round(statistics.median(mine)),
+                "theirs": round(statistics.median(his)),
+            }
+            ratios[title(name)] = ratio(mine, his)
+            print(name, found[title(name)], ratios[title(name)], file=sys.stderr, flush=True)
     print(json.dumps({"examples_per_second": found, "ratios": ratios, **circumstances()}, indent=1))
 
 

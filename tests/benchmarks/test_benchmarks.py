@@ -18,6 +18,8 @@ from sparta.launcher.local import MEMORY_AND_THREADS
 
 ROOT = Path(__file__).parents[2]
 NO_QUESTION = {"measured", "shape", "turns", "readme", "speed", "verify"}
+NOT_EVERYWHERE = {"gpu_kernels", "small", "fuxictr_deepfm"}
+"""A GPU, or FuxiCTR; the first has a test of its own."""
 SMALL = ("--threads=1", "--rows=4000", "--rounds=1")
 RUNS: dict[str, tuple[str, ...]] = {
     "loader": ("--rows=20000", "--repeats=1"),
@@ -76,7 +78,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
 def test_make_bench_runs_every_benchmark_that_needs_no_gpu() -> None:
     (listed,) = re.findall(r"^BENCHMARKS = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - NO_QUESTION
-    assert set(listed.split()) == set(RUNS) == there - {"gpu_kernels"}
+    assert set(listed.split()) == set(RUNS) == there - NOT_EVERYWHERE
+
+
+def test_a_small_job_is_timed_after_its_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rate = runpy.run_path(str(ROOT / "benchmarks" / "small.py"))["after_first_epoch"]
+    seen = ((0, 100, 1.0), (0, 300, 5.0), (1, 400, 50.0), (1, 600, 200.0))
+    lines = [{"epoch": e, "examples": n, "examples_per_second": r} for e, n, r in seen]
+    assert rate(lines) == pytest.approx(300 / 3)
 
 
 @pytest.mark.slow
@@ -103,7 +113,8 @@ def test_what_the_tables_say_more_of_is_what_the_benchmarks_call_so(report: Call
 
     names = [of for name in RUNS for of in report(name)["ratios"]]
     assert len(names) == len(set(names))
-    titles = runpy.run_path(str(ROOT / "benchmarks" / "loops.py"), run_name="loops")["QUESTIONS"]
-    known = {without_sizes(name) for name in (*names, *(question.title for question in titles))}
+    loops, small = (runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py")) for name in ("loops", "small"))
+    names += [question.title for question in loops["QUESTIONS"]] + [*map(small["title"], small["BATCH"])]
+    known = {without_sizes(name) for name in names}
     assert {without_sizes(name) for name in speed.SAID} <= known
     assert all(keys[0] in report(name) for name, keys, *_ in speed.FIGURES)
