@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from sparta.optim.tables import Table
 
@@ -52,8 +53,22 @@ def descend(table: Table, g_k: Tensor, t: int) -> None:
             acc[k] += g_k.square().mean(dim=1)
             w[k] -= lr * g_k / (acc[k].sqrt() + eps)[:, None]
         case "dense_adam" if w.grad is not None:
-            g = w.grad.to_dense() + base["weight_decay"] * w
-            _by_moments(table, torch.arange(len(w), device=w.device), g, t)
+            adam(
+                [w],
+                [w.grad.to_dense()],
+                [table.state["exp_avg"]],
+                [table.state["exp_avg_sq"]],
+                max_exp_avg_sqs=[],
+                state_steps=[torch.tensor(float(t - 1))],  # it counts this step itself
+                foreach=False,
+                amsgrad=False,
+                maximize=False,
+                lr=lr,
+                eps=eps,
+                beta1=base["betas"][0],
+                beta2=base["betas"][1],
+                weight_decay=base["weight_decay"],
+            )
         case "adam" | "nadam" | "radam":
             _by_moments(table, k, g_k, t)
 

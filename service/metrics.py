@@ -66,7 +66,12 @@ class Evaluation:
     ) -> None:
         self.labels = tuple(labels)
         self.group = group
-        self.ranks = None if alone else ranks or (dist.group.WORLD if dist.is_initialized() else None)
+        group_of_all = ranks or (dist.group.WORLD if dist.is_initialized() else None)
+        # A large tensor that gloo sends, to oneself even, leaves its thread with OpenMP threads of its own. These are
+        # more than there are cores then, and all of this process sleep where they waited: small steps take half as long
+        # again for the rest of a run.
+        alone = alone or group_of_all is None or dist.get_world_size(group_of_all) == 1
+        self.ranks = None if alone else group_of_all
         self.exact_rows = exact_rows
         self.covered = 0
         """Real rows of this rank so far, those of weight 0 too if they are told from padding."""

@@ -4,10 +4,12 @@ import json
 import math
 from itertools import chain
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec.metrics.ne import compute_ne, get_ne_states
@@ -243,3 +245,18 @@ def test_many_ranks_equal_one_and_each_other(pool: Pool) -> None:
     for name, case in CASES.items():
         alone = measured(Evaluation(LABELS, group=True, **case), sorted(chain(*BATCHES.values())))
         assert flat(results[0][name]) == pytest.approx(flat(alone), rel=1e-12), name
+
+
+def without_collectives(rank: int, ranks: int) -> dict[str, Any]:
+    """Metrics in a process group, where nothing may be sent."""
+    with (
+        patch.object(dist, "all_reduce", side_effect=AssertionError),
+        patch.object(dist, "gather", side_effect=AssertionError),
+        patch.object(dist, "broadcast", side_effect=AssertionError),
+    ):
+        return measured(Evaluation(LABELS, group=True), BATCHES[rank])
+
+
+def test_one_rank_sends_itself_nothing(pool: Pool) -> None:
+    """Gloo's threads would start OpenMP threads of their own, which stay and slow all steps after."""
+    assert pool.run(1, without_collectives)[0] == measured(Evaluation(LABELS, group=True), BATCHES[0])
