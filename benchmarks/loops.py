@@ -1,10 +1,11 @@
 """How fast is a whole training? Beside a plain TorchRec loop over the same model, and Helen beside its authors' way.
 
 The speed shape (benchmarks/shape.py), one process. Ours is `sparta train` as users run it: Parquet from disk, shuffled
-and checked, metrics served, history written, checkpoints every 1000 steps. The plain loop takes ready batches from
-memory in turn: DistributedModelParallel with TorchRec's own planner and FBGEMM's row-wise Adagrad, dense Adam, no
-metrics, no checks. The authors' way is a dense table and the published algorithm,
-`sparta.optim.Helen(variant="authors")`, in fp32.
+and checked, metrics served, history written; a run is too short for a periodic checkpoint, whose cost checkpoint.py
+measures. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own planner
+and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the published
+algorithm, `sparta.optim.Helen(variant="authors")`, in fp32, whose dense part ascends too. Both run without the settings
+of memory and threads that our launcher makes.
 
 Every figure is a process of its own, and those of a pair take turns; prints one JSON object: examples a second of
 each and the ratios of the pairs, median and spread.

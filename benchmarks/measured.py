@@ -18,6 +18,8 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "triton", "numba", "numpy", "pyarrow")
 DATED = "-????-??-??.json"
+APART = ("small",)
+"""Benchmarks with ratios that `make bench` does not run, for they need what a fresh clone has not."""
 
 
 def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class Evaluation:
         self.group = group
         group_of_all = ranks or (dist.group.WORLD if dist.is_initialized() else None)
         # A large tensor that gloo sends, to oneself even, leaves its thread with OpenMP threads of its own. These are
-        # more than there are cores then, and all of this process sleep where they waited: small steps take half as long
-        # again for the rest of a run.
+        # more than there are cores then, so libgomp lets all of them sleep where they waited: small steps take half as
+        # long again for the rest of a run.
         alone = alone or group_of_all is None or dist.get_world_size(group_of_all) == 1
         self.ranks = None if alone else group_of_all
         self.exact_rows = exact_rows

@@ -161,7 +161,7 @@ def shard(
 
 
 class _Alone(DataParallelWrapper):  # type: ignore[misc]
-    """The dense part of one rank."""
+    """No DistributedDataParallel around the dense part, for there is nobody to share gradients with."""
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
         dmp._dmp_wrapped_module = dmp._dmp_wrapped_module.to(device)

@@ -1,7 +1,8 @@
 """The short way of one rank: ids and pooled rows are where they should be.
 
-TorchRec sends them to itself, by two collectives for the ids and one for the pooled rows, and permutes the ids one
-feature after another. That is a fifth of a step of some thousand samples.
+TorchRec sends nothing either, but prepares to: it cuts ids into pieces for every rank, sorts those of row-wise tables
+into buckets, permutes feature after feature and waits for what has arrived. That is a tenth of a step of some
+thousand samples.
 """
 
 from typing import Any
@@ -26,7 +27,11 @@ def is_alone(collection: Any) -> bool:
 
 
 def at_home(collection: Any, sparse: KeyedJaggedTensor) -> KJTList:
-    """What input_dist gives; it must have been initialised."""
+    """What input_dist gives."""
+    if collection._has_uninitialized_input_dist:
+        collection.input_dist(
+            collection.create_context(), sparse
+        )  # checks the features, and puts them in order
     with torch.no_grad():
         order, keys = collection._features_order, len(sparse.keys())
         if collection._has_features_permute:

@@ -6,7 +6,7 @@ backward, because norms, frequencies and the agreement that all is finite need e
 
 The ids of a batch travel once: a collection keeps what arrived and takes it again when its forward is called
 with the same KeyedJaggedTensor, as the second pass of a step does. A model that makes its KeyedJaggedTensor
-itself makes another in the second pass, and the ids travel again. One rank alone sends nothing (alone.py).
+itself makes another in the second pass, and the ids travel again. One rank alone takes a short way (alone.py).
 """
 
 # F = features of a bag, B = samples, C = pooled columns
@@ -249,10 +249,7 @@ class RowsCollection(ShardedEmbeddingBagCollection):  # type: ignore[misc]
     def send(self, sparse: KeyedJaggedTensor) -> Arrived:
         """Send the ids of a batch to where their rows are; collective."""
         context = self.create_context()
-        if self._alone and not self._has_uninitialized_input_dist:  # which the first batch initialises
-            features = at_home(self, sparse)
-        else:
-            features = self.input_dist(context, sparse).wait().wait()
+        features = at_home(self, sparse) if self._alone else self.input_dist(context, sparse).wait().wait()
         calls = [lookup.calls(part) for lookup, part in zip(self._lookups, features, strict=True)]
         return Arrived(sparse, context, features, calls)
 

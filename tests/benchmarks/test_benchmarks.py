@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from benchmarks import speed
+from benchmarks.measured import APART
 from sparta.launcher.local import MEMORY_AND_THREADS
 
 ROOT = Path(__file__).parents[2]
 NO_QUESTION = {"measured", "shape", "turns", "readme", "speed", "verify"}
-NOT_EVERYWHERE = {"gpu_kernels", "small", "fuxictr_deepfm"}
+NOT_EVERYWHERE = {"gpu_kernels", *APART, "fuxictr_deepfm"}
 """A GPU, or FuxiCTR; the first has a test of its own."""
 SMALL = ("--threads=1", "--rows=4000", "--rounds=1")
 RUNS: dict[str, tuple[str, ...]] = {

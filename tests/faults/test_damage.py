@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparta.service.checkpoint.manifest import FORMAT
 from sparta.service.config import load_job
 from sparta.service.run import RunDirectory
 from tests.faults import harness, inject
@@ -108,8 +109,10 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_set_aside(
     run = tmp_path / "run"
     shutil.copytree(halfway, run)
     commit = newest(run) / "COMMIT"
-    commit.write_text(commit.read_text().replace('"format": 2', '"format": 9'))
-    assert f"{newest(run)}: checkpoint format 9, this sparta reads 2; use the sparta" in refused(job, run)
+    commit.write_text(commit.read_text().replace(f'"format": {FORMAT}', '"format": 9'))
+    assert f"{newest(run)}: checkpoint format 9, this sparta reads {FORMAT}; use the sparta" in refused(
+        job, run
+    )
 
 
 def test_a_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(

@@ -164,16 +164,16 @@ def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
 ) -> None:
     cells = tmp_path / "cells"
     process = start(study, tmp_path)
-    until(lambda: cells.exists() and len(list(cells.glob("*.json"))) >= 2)
+    until(lambda: cells.exists() and len(list(cells.glob("*.json"))) >= 1)
     slots = children(process.pid)
     process.kill()
     process.communicate()
     until(lambda: all(gone(pid) for pid in slots))
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    assert 2 <= len(done) < CELLS
+    assert 1 <= len(done) < CELLS
 
     process = start(study, tmp_path)
-    until(lambda: len(list(cells.glob("*.json"))) > len(done) + 1)
+    until(lambda: len(list(cells.glob("*.json"))) > len(done))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "stopped; the same command goes on\n")

@@ -62,6 +62,6 @@ def test_is_torchrecs_way(pool: Pool, sharding: str) -> None:
         pool.run(1, trained, sharding, short, local_ranks=1)[0] for short in (True, False)
     )
     assert none == 0
-    # The first batch tells TorchRec the order of features; columns that were split are put together by TorchRec.
-    assert count == (0 if sharding == "column_wise" else 2)
+    # Columns that were split are put together by TorchRec.
+    assert count == (0 if sharding == "column_wise" else 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
