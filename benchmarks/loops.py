@@ -118,6 +118,10 @@ class Dense(nn.Module):
         super().__init__()
         self.deep = nn.ModuleList(nn.Embedding(each, DIM) for _ in NAMES)
         self.wide = nn.ModuleList(nn.Embedding(each, 1) for _ in NAMES)
+        for table in (*self.deep, *self.wide):
+            # As theirs and ours. PyTorch's N(0, 1) makes logits of 100, whose gradients are denormal: matrices take
+            # four times as long.
+            nn.init.normal_(table.weight, std=1e-4)
         layers: list[nn.Module] = []
         for width, units in zip((FIELDS * DIM, *HIDDEN), HIDDEN, strict=False):
             layers += [nn.Linear(width, units), nn.ReLU()]
