@@ -40,7 +40,7 @@ check: install build/types/sparta
 test: check
 	$(RUN) pytest -n 2 --dist loadfile
 
-# 32 one-line bugs, each of which must turn a named law red.
+# One-line bugs, each of which must turn a named law red.
 mutate: install
 	$(RUN) tests.mutate
 

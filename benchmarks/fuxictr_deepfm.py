@@ -94,11 +94,9 @@ def main() -> None:
         features = converted(data, Path(name))
         model = DeepFM(features, name)
         loader, _ = RankDataLoader(features, "train", f"{name}/train.npz", batch_size=batch, num_workers=1)
-        model._max_gradient_norm, model._total_steps, model._stop_training = (
-            10.0,
-            0,
-            False,
-        )  # as its fit() does
+        model._max_gradient_norm = 10.0  # this and the rest as its fit() does
+        model._total_steps = 0
+        model._stop_training = False
         model._eval_steps = sys.maxsize
         for epoch in range(epochs):
             if epoch == 1:

@@ -22,6 +22,7 @@ from turns import alone, batches, built, measure
 from sparta.models.zoo import ZOO
 
 SETTINGS: dict[str, dict[str, object]] = {
+    # Whole steps, not kernels: on one rank engine rows takes a shorter way (sharding/rows/alone.py), fbgemm TorchRec's.
     "fbgemm rowwise_adagrad": {"name": "rowwise_adagrad", "engine": "fbgemm"},
     "rows rowwise_adagrad": {"name": "rowwise_adagrad"},
     "adam": {"name": "adam"},

@@ -15,7 +15,6 @@ each and the ratios of the pairs, median and spread.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,10 +31,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import shape as speed
-from measured import circumstances, cores, ratio
+from measured import as_a_stranger, circumstances, cores, ratio
 from shape import FIELDS, HIDDEN, MILLION, NAMES, WARM, Shape, ids
-
-from sparta.launcher.local import MEMORY_AND_THREADS
 
 DIM = Shape().dim
 
@@ -217,10 +214,8 @@ def pair(
     def one_of_theirs() -> float:
         numbers = [str(shape.rows), str(shape.batch), str(question.their_steps or steps)]
         command = [sys.executable, __file__, "--child", question.theirs, question.precision, *numbers]
-        # Without our settings of memory and threads, which nobody has who does not know them.
-        environment = {name: value for name, value in os.environ.items() if name not in MEMORY_AND_THREADS}
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        return float(told.split()[-1])
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=as_a_stranger())
+        return float(done.stdout.split()[-1])
 
     if ours_first:
         return one_of_ours(), one_of_theirs()

@@ -61,6 +61,13 @@ def as_launched() -> None:
         os.execve(sys.executable, sys.orig_argv, {**MEMORY_AND_THREADS, **os.environ})
 
 
+def as_a_stranger() -> dict[str, str]:
+    """The environment without what the launcher sets, which nobody has who does not know it."""
+    from sparta.launcher.local import MEMORY_AND_THREADS
+
+    return {name: value for name, value in os.environ.items() if name not in MEMORY_AND_THREADS}
+
+
 def newest(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """The newest result of every benchmark that has ratios, by its file's name without the date."""
     dated = {path.name[: -len(DATED)]: path for path in sorted(folder.glob(f"*{DATED}"))}

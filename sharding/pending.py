@@ -58,6 +58,7 @@ def pay(weights: Tensor, pending: Tensor) -> None:
     """Multiply the rows that are here; one that owes nothing keeps its bits."""
     if isinstance(weights, LogicalTable):
         assert isinstance(pending, LogicalTable)
+        assert not weights.copies, "replicas of weights would not pay"
         logs = {window.row: window.values for window in pending.windows}
         for window in weights.windows:
             pay(window.values, logs[window.row])

@@ -21,6 +21,8 @@ from sparta.sharding.quiet import silence
 
 _here: list[World] = []
 _open = ExitStack()
+_told = threading.Event()
+"""To stop: another cell may be queued for this slot already."""
 
 
 def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
@@ -42,8 +44,11 @@ def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
 
     Raises:
         ConfigError: a job that cannot be run here.
-        SpartaError: it was told to stop.
+        SpartaError: it was told to stop, in this cell or one before.
     """
+    stopped = f"{place}: its slot was told to stop; run it again, and it goes on"
+    if _told.is_set():
+        raise SpartaError(stopped)
     began = time.perf_counter()
     job = load_job(job_file, edits)
     if not _here:
@@ -55,7 +60,8 @@ def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
         )
     with suppress(DivergedError):  # it stands in the run directory
         if train(job, RunDirectory(place), _here[0], resume=True) is None:
-            raise SpartaError(f"{place}: its slot was told to stop; run it again, and it goes on")
+            _told.set()
+            raise SpartaError(stopped)
     return time.perf_counter() - began
 
 

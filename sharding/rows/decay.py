@@ -25,13 +25,14 @@ BLOCK = 1 << 20
 """Rows that `settle` goes over at a time."""
 
 GRAIN = 2.0**-44
-"""Logs are multiples of this, so that their sums and differences are exact where the count begins anew does not show.
+"""Logs are multiples of this, so their sums and differences are exact, and where the count begins anew does not show.
 
-It takes two million steps until what is rounded away of them comes near the last bit of a float32.
+Above 512 a float64 has no such multiples: a row that owes so much may differ in its last bit, but it is 0 in float32.
+It takes two million steps until what is rounded away of the logs comes near the last bit of a float32.
 """
 
 FAR = 256.0
-"""Where the count begins anew, well below 512, from which on a float64 has no such multiples."""
+"""Where the count of a table begins anew."""
 
 
 class Decay:
@@ -73,9 +74,9 @@ class Decay:
             self._owing = False
 
     def pending(self) -> Tensor:
-        """(rows,) float64, live: log of what each row is still to be multiplied by, until the next step.
+        """(rows,) float64: log of what each row is still to be multiplied by; live until the next step.
 
-        Whoever is given it may write to it, too.
+        A state that is loaded is written into it.
         """
         self._begin_anew()
         self._owing = True

@@ -1,4 +1,4 @@
-"""Who reads weights alone finds them paid, to the bit as if all rows had paid when they were saved."""
+"""Who reads weights alone finds them paid, whatever the plan; who takes up what is owed finds them as they were."""
 
 from typing import Any
 

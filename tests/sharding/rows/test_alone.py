@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchrec import KeyedJaggedTensor
 
+from sparta.sharding import shard as sharding_of_models
 from sparta.sharding.engines import TableOptimizer
 from sparta.sharding.rows import bags
 from sparta.sharding.rows.alone import repeated
@@ -35,15 +37,27 @@ def test_repeats_as_a_permutation_does(data: st.DataObject) -> None:
         torch.testing.assert_close(getattr(found, part)(), getattr(expected, part)(), rtol=0, atol=0)
 
 
+SEVERAL = {"C1": "row_wise", "C2": "table_wise", "tags": "data_parallel", "few": "table_wise"}
+
+
 def trained(rank: int, ranks: int, sharding: str, short: bool) -> Way:
-    """How often the short way was taken, logits outside of a step, tables and dense parameters after 3 steps."""
+    """How often the short way was taken, logits outside of a step, tables and dense parameters after 3 steps.
+
+    Args:
+        sharding: of all tables, or "mixed" for SEVERAL.
+        short: or else as TorchRec does it, DistributedDataParallel too.
+    """
     with (
+        patch.object(toys, "MIXED", SEVERAL),
         patch.object(bags, "at_home", wraps=bags.at_home) as taken,
         patch.object(bags, "is_alone", bags.is_alone if short else lambda _: False),
+        patch.object(sharding_of_models, "_Alone", sharding_of_models._Alone if short else lambda: None),
     ):
         of = sharded_rows(TableOptimizer("helen", LR, rho=RHO), ranks, sharding)
         dense = torch.optim.Adam(of.dense_parameters().values(), lr=toys.DENSE_LR)
         step = RowsStep(of.module, dense)
+        wrapped = [part for part in of.module.modules() if isinstance(part, DistributedDataParallel)]
+        assert len(wrapped) == (0 if short else 1)
         seen = []
         for number in range(3):
             batch = toys.batch(number, rank, ranks)
@@ -55,7 +69,7 @@ def trained(rank: int, ranks: int, sharding: str, short: bool) -> Way:
 
 
 @pytest.mark.parametrize(
-    "sharding", ["table_wise", "row_wise", "table_row_wise", "data_parallel", "column_wise"]
+    "sharding", ["table_wise", "row_wise", "table_row_wise", "data_parallel", "column_wise", "mixed"]
 )
 def test_is_torchrecs_way(pool: Pool, sharding: str) -> None:
     (count, *found), (none, *expected) = (
