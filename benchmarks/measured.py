@@ -5,6 +5,7 @@ is `results/<benchmark>-<date>.json`, or `<benchmark>-<where>-<date>.json` where
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -18,19 +19,46 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "triton", "numba", "numpy", "pyarrow")
 DATED = "-????-??-??.json"
+DRIFT = 0.1
+"""By how much a ratio changes from one process, hour or machine of a kind to another, whatever its pairs say.
+
+Medians of six runs of kernels.py in an hour lay 9% apart, of 30 pairs each; a day before one was 25% lower.
+"""
 APART = ("small",)
 """Benchmarks with ratios that `make bench` does not run, for they need what a fresh clone has not."""
 
 
 def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
-    """The ratios of neighbouring measurements: median, spread (10th and 90th percentile), number."""
+    """The ratios of neighbouring measurements: median, spread (10th and 90th percentile), number.
+
+    From three pairs on also `repeat`: where the median of another run like this lies, 99 times in 100.
+    """
     found = [a / b for a, b in zip(of, to, strict=True)]
     tenths = statistics.quantiles(found, n=10, method="inclusive") if len(found) > 1 else found * 9
-    return {
-        "median": round(statistics.median(found), 4),
+    median = statistics.median(found)
+    said = {
+        "median": round(median, 4),
         "spread": [round(tenths[0], 4), round(tenths[-1], 4)],
         "pairs": len(found),
     }
+    if len(found) > 2:
+        # Two medians of n normal logarithms differ by 2 * pi / 2n of their variance.
+        error = statistics.stdev(map(math.log, found)) * math.sqrt(math.pi / len(found))
+        within = math.hypot(student(0.99, len(found) - 1) * error, math.log1p(DRIFT))
+        said["repeat"] = [round(median * math.exp(sign * within), 4) for sign in (-1, 1)]
+    return said
+
+
+def student(share: float, freedom: int) -> float:
+    """The t that Student's distribution is within, above and below 0, with this probability."""
+    from mpmath import betainc
+
+    low, high = 0.0, 1000.0
+    while high - low > 1e-6:
+        t = (low + high) / 2
+        beyond = betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
+        low, high = (t, high) if beyond > 1 - share else (low, t)
+    return high
 
 
 def circumstances() -> dict[str, Any]:

@@ -103,12 +103,10 @@ def ratios(results: Results) -> str:
     for name, report in results.items():
         for of, one in report["ratios"].items():
             said = SAID.get(of, Said())
-            low, high = map(number, one["spread"])
-            spread = f"{low} - {high}"
-            rows.append(
-                (said.words or of, number(one["median"]), spread, str(one["pairs"]), said.target, link(name))
-            )
-    return markdown(("question", "ratio", "10-90%", "pairs", "target", "script"), rows)
+            spread, repeat = (" - ".join(map(number, one.get(key, ()))) for key in ("spread", "repeat"))
+            ratio = f"{number(one['median'])}{', void' if of in report.get('void', ()) else ''}"
+            rows.append((said.words or of, ratio, spread, str(one["pairs"]), repeat, said.target, link(name)))
+    return markdown(("question", "ratio", "10-90%", "pairs", "a repeat", "target", "script"), rows)
 
 
 def examples(results: Results) -> str:

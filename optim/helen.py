@@ -125,7 +125,7 @@ class Helen(TwoPass):
         """Algorithm 1's epsilon, of touched rows and of h; the published code's for `variant="authors"`."""
         epsilon, norm_j = {}, torch.zeros(())
         for table in self.ascending():
-            g_k, rho_k = table.gradient(), table.settings["rho"] * self.share(table)[:, None]
+            g_k, rho_k = table.g, table.settings["rho"] * self.share(table)[:, None]
             if self.variant == "authors":
                 norm_j = norm_of([g_k])
                 epsilon[table.weight] = rho_k * g_k / (norm_j + 1e-12)

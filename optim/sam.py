@@ -72,7 +72,7 @@ class SAM(TwoPass):
         ways: list[tuple[nn.Parameter, float, Tensor, Tensor | float]] = []  # (w, rho, g, T)
         for table in self.ascending():
             w_k = table.weight[table.k]
-            ways.append((table.weight, table.settings["rho"], table.gradient(), self.scale(table.name, w_k)))
+            ways.append((table.weight, table.settings["rho"], table.g, self.scale(table.name, w_k)))
         if self.perturb_dense:
             for name, h in self.dense_parameters.items():
                 if h.grad is not None:

@@ -33,6 +33,8 @@ class Table:
     """(u,) int64; None until the first pass is over."""
     c: Tensor | None = None
     """(u,) int64: occurrences of each touched row, c_jk."""
+    g: Tensor = field(init=False)
+    """(u, D): what `gradient` found after the last backward pass."""
     looked_up: list[Tensor] = field(default_factory=list)
     """Ids of the first pass."""
 
@@ -61,7 +63,8 @@ class Table:
             g, g_k = grad.values(), grad.index_select(0, self.k).to_dense()
         else:
             g, g_k = grad, grad[self.k]
-        if g.count_nonzero() != g_k.count_nonzero():
+        # A gradient that is not finite, which clipping may have spread over all rows, is refused anyway.
+        if g.count_nonzero() != g_k.count_nonzero() and bool(g_k.isfinite().all()):
             raise ValueError(
                 f"table {self.name}: a row has a gradient and no count; look rows up in nn.Embedding or "
                 "nn.EmbeddingBag in training mode, use the weight nowhere else, give both passes one batch"

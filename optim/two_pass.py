@@ -230,16 +230,16 @@ class TwoPass(torch.optim.Optimizer):
         """Close the counting, and look at the gradients that are there."""
         for table in self.tables.values():
             table.count()
+            table.g = table.gradient()
         self._finite = self._finite and self._gradients_are_finite()
 
     def _descend(self) -> None:
         self.restore()
         self._examine()
         if self._finite:
-            gradients = [table.gradient() for table in self.tables.values()]
             self.t += 1
-            for table, g_k in zip(self.tables.values(), gradients, strict=True):
-                descend(table, g_k, self.t)
+            for table in self.tables.values():
+                descend(table, table.g, self.t)
             self.step_dense()
             self.commit()
         else:
@@ -247,9 +247,10 @@ class TwoPass(torch.optim.Optimizer):
         self.forget()
 
     def _gradients_are_finite(self) -> bool:
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-        return all(bool(value.isfinite().all()) for value in values)
+        # Of a table those of its touched rows, for no other has one.
+        grads = [table.g for table in self.tables.values()]
+        grads += [h.grad for h in self.dense_parameters.values() if h.grad is not None]
+        return all(bool(grad.isfinite().all()) for grad in grads)
 
     # --- for checkpoints -----------------------------------------------------------------------------------
 

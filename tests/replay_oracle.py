@@ -83,7 +83,7 @@ def see_tables(found: Errors, helen: Helen, step: int) -> None:
         of_touched = {
             f"rho_k{j}": helen.rho * share_k,
             f"freq_scale{j}": share_k,
-            f"rownorm{j}": table.gradient().norm(dim=1),
+            f"rownorm{j}": table.g.norm(dim=1),
         }
         found.see(step, of_touched, rows=table.k)
 

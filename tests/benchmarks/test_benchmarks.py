@@ -98,9 +98,8 @@ def test_it_says_ratios_with_their_spread_figures_and_circumstances(
     found = report(name)
     assert found["ratios"]
     for one in found["ratios"].values():
-        assert one.keys() == {"median", "spread", "pairs"}
+        assert one.keys() == {"median", "spread", "pairs"} | ({"repeat"} if one["pairs"] > 2 else set())
         assert 0 <= one["spread"][0] <= one["median"] <= one["spread"][1]
-        assert one["pairs"] >= 1
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
     assert found["machine"].keys() == {"cpu", "cores", "load_average"}
     assert {"python", "torch", "torchrec"} <= found["versions"].keys()

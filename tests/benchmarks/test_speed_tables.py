@@ -13,7 +13,7 @@ from benchmarks.measured import newest, script
 def report(date: str = "2026-02-01", median: float = 1.2, **more: Any) -> dict[str, Any]:
     """A benchmark's."""
     return {
-        "ratios": {"a to b": {"median": median, "spread": [1.1, 13.25], "pairs": 5}},
+        "ratios": {"a to b": {"median": median, "spread": [1.1, 13.25], "pairs": 5, "repeat": [1, 2]}},
         "date": date,
         "machine": {"cpu": "C", "cores": 2, "load_average": 0.3},
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
@@ -24,8 +24,12 @@ def report(date: str = "2026-02-01", median: float = 1.2, **more: Any) -> dict[s
 def test_a_ratio_stands_with_its_spread_target_and_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SAID", {"a to b": speed.Said("≤ 2", "how much a takes")})
     told = speed.ratios({"kernels": report()})
-    row = "| how much a takes | 1.200 | 1.100 - 13.2 | 5 | ≤ 2 | [`kernels.py`](benchmarks/kernels.py) |"
+    row = (
+        "| how much a takes | 1.200 | 1.100 - 13.2 | 5 | 1.000 - 2.000 | ≤ 2 |"
+        " [`kernels.py`](benchmarks/kernels.py) |"
+    )
     assert told.splitlines()[2] == row
+    assert "| 1.200, void |" in speed.ratios({"loops": report(void=["a to b"])})
     monkeypatch.setattr(speed, "SAID", {})
     assert "| a to b | 1.200 |" in speed.ratios({"kernels": report()})
 
