@@ -1,6 +1,6 @@
 """What `small.py` compares us with: FuxiCTR's DeepFM on a dataset that `sparta prepare` wrote. Imports nothing of ours.
 
-    python benchmarks/fuxictr_deepfm.py DATASET BATCH EPOCHS
+    python benchmarks/fuxictr_deepfm.py DATASET BATCH EPOCHS HIDDEN...
 
 Prints the examples a second of the training epochs after the first.
 """
@@ -26,14 +26,14 @@ from fuxictr.pytorch.models import BaseModel
 class DeepFM(BaseModel):  # type: ignore[misc]
     """As its model zoo has it, which the wheel has not."""
 
-    def __init__(self, features: FeatureMap, folder: str) -> None:
+    def __init__(self, features: FeatureMap, hidden: list[int], folder: str) -> None:
         super().__init__(features, verbose=0, model_root=folder, metrics=["AUC"])
         self.embed = FeatureEmbedding(features, 16)
         self.fm = FactorizationMachine(features)
         self.mlp = MLP_Block(
             input_dim=features.sum_emb_out_dim(),
             output_dim=1,
-            hidden_units=[128, 64],
+            hidden_units=hidden,
             hidden_activations="ReLU",
         )
         self.compile("adam", "binary_crossentropy", 1e-3)
@@ -88,11 +88,11 @@ def converted(data: Path, folder: Path) -> FeatureMap:
 
 
 def main() -> None:
-    data, batch, epochs = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    data, (batch, epochs, *hidden) = Path(sys.argv[1]), map(int, sys.argv[2:])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as name:
         features = converted(data, Path(name))
-        model = DeepFM(features, name)
+        model = DeepFM(features, hidden, name)
         loader, _ = RankDataLoader(features, "train", f"{name}/train.npz", batch_size=batch, num_workers=1)
         model._max_gradient_norm = 10.0  # this and the rest as its fit() does
         model._total_steps = 0

@@ -1,14 +1,14 @@
 """How fast are small jobs, where not arithmetic but every step's own costs rule? Beside FuxiCTR, in one process each.
 
 DeepFM of dim 16, MLP 128-64, Adam on everything (FuxiCTR's dense over whole tables, ours on the rows a batch touches),
-on the data of the tests. Ours is `sparta train` as users run it; FuxiCTR is its own base model, layers, loader and
-training loop (2.3.10), without its progress bar; a second process reads its rows, as it does by default. Both are timed
-over their training epochs after the first, evaluations left out; each figure is a run of its own, those of a pair take
-turns, on the same threads.
+on the data of the tests; and, which is not small, of the speed shape (shape.py) at a million table rows. Ours is
+`sparta train` as users run it; FuxiCTR is its own base model, layers, loader and training loop (2.3.10), without its
+progress bar; a second process reads its rows, as it does by default. Both are timed over their training epochs after
+the first, evaluations left out; each figure is a run of its own, those of a pair take turns, on the same threads.
 
 FuxiCTR is installed beside us or in an environment of its own: pip install fuxictr==2.3.10
 
-    SPARTA_DATA=... python benchmarks/small.py [--pairs 5] [--epochs 4] [--only anime] [--fuxictr PYTHON]
+    SPARTA_DATA=... python benchmarks/small.py [--pairs 5] [--epochs 4] [--only speed_shape] [--fuxictr PYTHON]
 """
 
 import argparse
@@ -23,10 +23,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measured import as_a_stranger, circumstances, ratio
-from shape import history
+from shape import HIDDEN, Shape, history, write
 
 JOBS = Path(__file__).parents[1] / "launcher" / "jobs"
-BATCH = {"anime": 2048, "criteo_tb80k": 512, "census_income": 1024}
+SPEED, STEPS = "speed_shape", 50
+"""Made here, of so many steps."""
+BATCH = {"anime": 2048, "criteo_tb80k": 512, "census_income": 1024, SPEED: Shape().batch}
 
 
 def title(name: str) -> str:
@@ -36,8 +38,16 @@ def title(name: str) -> str:
 
 def prepare(name: str, out: Path) -> None:
     """The dataset as our jobs prepare it."""
+    if name == SPEED:
+        write(out, Shape(), STEPS)
+        return
     command = [sys.executable, "-m", "sparta.launcher", "prepare", str(JOBS / f"{name}.prepare.yaml")]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+
+
+def hidden(name: str) -> list[int]:
+    """Units of the MLP."""
+    return list(HIDDEN) if name == SPEED else [128, 64]
 
 
 def ours(name: str, data: Path, epochs: int) -> float:
@@ -45,7 +55,7 @@ def ours(name: str, data: Path, epochs: int) -> float:
     job: dict[str, Any] = {
         "name": name,
         "data": {"path": str(data), "batch_size": BATCH[name]},
-        "model": {"name": "deepfm", "embedding_dim": 16, "args": {"hidden": [128, 64]}},
+        "model": {"name": "deepfm", "embedding_dim": 16, "args": {"hidden": hidden(name)}},
         "optim": {"tables": {"name": "adam", "lr": 1e-3}, "dense": {"name": "adam", "lr": 1e-3}},
         "train": {"epochs": epochs, "early_stop": None, "ranks": 1, "device": "cpu"},
     }
@@ -66,7 +76,8 @@ def after_first_epoch(lines: Sequence[Mapping[str, Any]]) -> float:
 def theirs(python: str, name: str, data: Path, epochs: int) -> float:
     """Examples a second of FuxiCTR."""
     script = Path(__file__).with_name("fuxictr_deepfm.py")
-    command = [python, str(script), str(data), str(BATCH[name]), str(epochs)]
+    numbers = map(str, (BATCH[name], epochs, *hidden(name)))
+    command = [python, str(script), str(data), *numbers]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=as_a_stranger())
     return float(done.stdout.split()[-1])
 

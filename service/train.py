@@ -16,7 +16,6 @@ from sparta.service.checkpoint.find import check_free, find, is_export, of_step,
 from sparta.service.checkpoint.log import Log
 from sparta.service.checkpoint.storage import Storage
 from sparta.service.config import Job
-from sparta.service.curves import draw
 from sparta.service.history import History
 from sparta.service.kept import Kept
 from sparta.service.progress import Progress
@@ -236,6 +235,8 @@ def _train(
         kept.save(run.scores, world)
         if world.first:
             run.write_result(result)
+            from sparta.service.curves import draw  # matplotlib takes half a second to load
+
             draw(run.history, run.curves)
             show(result_table(result, schema), run.path)
         serving.linger()

@@ -51,6 +51,8 @@ def run(name: str, out: str) -> None:
     import shape
 
     shape.FIELDS, shape.NAMES = 2, shape.NAMES[:2]
+    if name == "growth":  # loops trains as users do; here it would be two launches more
+        shape.train = lambda *given, **options: 100.0 * options["ranks"]
     script = str(ROOT / "benchmarks" / f"{name}.py")
     sys.argv = [script, *RUNS[name]]
     runpy.run_path(script, run_name="__main__")

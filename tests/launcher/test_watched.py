@@ -18,7 +18,7 @@ from tests.service import toys
 pytestmark = [pytest.mark.slow, pytest.mark.prometheus]
 
 MAIN = "import sys; from sparta.launcher.cli import main; sys.exit(main())"
-STEPS = 1200
+STEPS = 600
 """Some seconds, in which all that a dashboard shows has happened."""
 WITHOUT_DATA = {
     "sparta_gpu_memory_bytes": "there is no GPU",

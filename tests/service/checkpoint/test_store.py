@@ -19,7 +19,7 @@ from sparta.service.checkpoint.storage import Storage
 from sparta.service.checkpoint.store import Checkpoints
 from sparta.service.world import World
 from tests.pool import Pool
-from tests.service.checkpoint.tables import load, manifest, numbers, state
+from tests.service.checkpoint.tables import load, manifest, numbers, pieces, state, values
 
 PATIENCE_SECONDS = 60.0
 
@@ -330,6 +330,20 @@ def test_a_checkpoint_of_weights_alone_can_still_be_scored(alone: World, tmp_pat
     assert numbers(mine) == numbers(weights)
     with pytest.raises(DataError, match="format 1 holds weights only"):
         disk.read_manifest(checkpoints.storage, "step-000000001")
+
+
+def test_what_was_saved_before_rows_could_owe_decay_owes_none(alone: World, tmp_path: Path) -> None:
+    """Format 2: all rows had paid what they owed when it was taken."""
+    checkpoints = Checkpoints(tmp_path, background=False)
+    checkpoints.save(state(1.0), manifest(1))
+    commit = tmp_path / "step-000000001" / disk.COMMIT
+    commit.write_text(json.dumps({**json.loads(commit.read_text()), "format": 2}))
+    assert disk.format_of(checkpoints.storage, "step-000000001") == 2
+    owed = pieces(torch.full((7, 1), -1.0, dtype=torch.float64), "rows", 0, 1)
+    mine = {**state(0.0), "optim/t/pending": owed}
+    checkpoints.load(mine, find(checkpoints.storage, "last"))
+    assert not values(mine.pop("optim/t/pending"))[0].any()
+    assert numbers(mine) == numbers(state(1.0))
 
 
 def test_the_log_tells_what_saving_has_cost(alone: World, tmp_path: Path) -> None:
