@@ -93,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         features = converted(data, Path(name))
         model = DeepFM(features, hidden, name)
-        loader, _ = RankDataLoader(features, "train", f"{name}/train.npz", batch_size=batch, num_workers=1)
+        loader, _ = RankDataLoader(features, "train", f"{name}/train.npz", batch_size=batch, num_workers=0)
         model._max_gradient_norm = 10.0  # this and the rest as its fit() does
         model._total_steps = 0
         model._stop_training = False

@@ -159,8 +159,8 @@ def main() -> None:
     report = {
         "ratios": {
             **{
-                f"both passes to FBGEMM's backward, {base}": share(
-                    "fbgemm: backward", f"{base}: pass 1", f"{base}: pass 2"
+                f"finding rows and both passes to FBGEMM's backward, {base}": share(
+                    "fbgemm: backward", f"{base}: touch", f"{base}: pass 1", f"{base}: pass 2"
                 )
                 for base in ("adam", "rowwise_adagrad")
             },

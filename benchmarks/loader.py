@@ -126,7 +126,7 @@ def main() -> None:
     load, read = ([statistics.median(kind) for kind in zip(*runs, strict=True)] for runs in (loads, reads))
     report = {
         "ratios": {
-            "rows/s of the loader to a plain read's": ratio(
+            "rows a CPU second of the loader to a plain read's": ratio(
                 [cpu for _, cpu in loads], [cpu for _, cpu in reads]
             )
         },

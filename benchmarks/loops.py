@@ -1,17 +1,17 @@
 """How fast is a whole training? Beside a plain TorchRec loop over the same model, and Helen beside its authors' way.
 
 The speed shape (benchmarks/shape.py), one process. Ours is `sparta train` as users run it: Parquet from disk, shuffled
-and checked, metrics served, history written; a run is too short for a periodic checkpoint, whose cost checkpoint.py
-measures. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own planner
-and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the published
-algorithm, `sparta.optim.Helen(variant="authors")`, in fp32, whose dense part ascends too. Both run without the settings
-of memory and threads that our launcher makes.
+and checked, metrics served, history written, and beside the plain loop a checkpoint within some 500 steps, stall and
+writing counted. The plain loop takes ready batches from memory in turn: DistributedModelParallel with TorchRec's own
+planner and FBGEMM's row-wise Adagrad, dense Adam, no metrics, no checks. The authors' way is a dense table and the
+published algorithm, `sparta.optim.Helen(variant="authors")`, in fp32, whose dense part ascends too. Both run without
+the settings of memory and threads that our launcher makes.
 
 Every figure is a process of its own, and those of a pair take turns; prints one JSON object: examples a second of
 each and the ratios of the pairs. Where the other side is far slower than it is known to be on this kind of machine,
 something is wrong with the machine or with us, and the comparison is `void`.
 
-    python benchmarks/loops.py [--pairs 5] [--steps 120] [--only torchrec|helen|helen_10M]
+    python benchmarks/loops.py [--pairs 5] [--steps N] [--only torchrec|helen|helen_10M]
 """
 
 import argparse
@@ -189,17 +189,36 @@ class Question:
     """How our tables learn."""
     precision: str
     theirs: str
+    their_steps: int
     least: int = 0
     """Examples a second of theirs below which nothing that is asked in this group has an answer."""
-    their_steps: int | None = None
-    """As many as ours if not said."""
+    steps: int = 120
+    save_every: int | None = None
 
 
 ADAGRAD, HELEN = {"name": "rowwise_adagrad"}, {"name": "helen", "rho": 0.01}
 NEAR = 0.75
+WITH_A_SAVE = {"their_steps": 120, "steps": 560, "save_every": 500}
 QUESTIONS = (
-    Question("torchrec", "plain TorchRec loop, fp32", MILLION, ADAGRAD, "fp32", "plain", 40_000),
-    Question("torchrec", "plain TorchRec loop, bf16", MILLION, ADAGRAD, "bf16", "plain"),
+    Question(
+        group="torchrec",
+        title="plain TorchRec loop, fp32",
+        rows=MILLION,
+        tables=ADAGRAD,
+        precision="fp32",
+        theirs="plain",
+        least=40_000,
+        **WITH_A_SAVE,
+    ),
+    Question(
+        group="torchrec",
+        title="plain TorchRec loop, bf16",
+        rows=MILLION,
+        tables=ADAGRAD,
+        precision="bf16",
+        theirs="plain",
+        **WITH_A_SAVE,
+    ),
     Question(
         group="helen",
         title="Helen in bf16 to the authors' way, 1M rows",
@@ -225,15 +244,22 @@ QUESTIONS = (
 
 
 def pair(
-    question: Question, data: Path, shape: Shape, steps: int, *, ours_first: bool
+    question: Question, data: Path, shape: Shape, most: int | None, *, ours_first: bool
 ) -> tuple[float, float]:
     """Examples a second of ours and of theirs."""
 
     def one_of_ours() -> float:
-        return speed.train(data, shape, question.tables, precision=question.precision, steps=steps)
+        return speed.train(
+            data,
+            shape,
+            question.tables,
+            precision=question.precision,
+            steps=most or question.steps,
+            save_every=question.save_every,
+        )
 
     def one_of_theirs() -> float:
-        numbers = [str(shape.rows), str(shape.batch), str(question.their_steps or steps)]
+        numbers = [str(shape.rows), str(shape.batch), str(question.their_steps)]
         command = [sys.executable, __file__, "--child", question.theirs, question.precision, *numbers]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=as_a_stranger())
         return float(done.stdout.split()[-1])
@@ -244,10 +270,10 @@ def pair(
     return one_of_ours(), theirs
 
 
-def answer(question: Question, data: Path, shape: Shape, pairs: int, steps: int) -> dict[str, Any]:
+def answer(question: Question, data: Path, shape: Shape, pairs: int, most: int | None) -> dict[str, Any]:
     """Medians of interleaved pairs, and the spread of their ratios."""
     mine, theirs = zip(
-        *(pair(question, data, shape, steps, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
+        *(pair(question, data, shape, most, ours_first=turn % 2 == 0) for turn in range(pairs)), strict=True
     )
     return {
         "ours": round(statistics.median(mine)),
@@ -265,7 +291,7 @@ def void(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, help="of ours; default: as many as each question asks for")
     parser.add_argument("--batch", type=int, default=Shape().batch)
     parser.add_argument("--only", choices=sorted({question.group for question in QUESTIONS}))
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
@@ -282,14 +308,15 @@ def main() -> None:
         for question in QUESTIONS:
             if options.only in (None, question.group):
                 shape = Shape(rows=question.rows, batch=options.batch)
-                data = Path(name) / str(question.rows)
+                steps = options.steps or question.steps
+                data = Path(name) / f"{question.rows}-{steps}"
                 if not data.exists():
-                    speed.write(data, shape, options.steps)
+                    speed.write(data, shape, steps)
                 found[question.title] = answer(question, data, shape, options.pairs, options.steps)
                 print(question.title, found[question.title], file=sys.stderr, flush=True)
     report = {
         "batch": options.batch,
-        "steps": options.steps,
+        "steps": {q.title: options.steps or q.steps for q in QUESTIONS if q.title in found},
         "examples_per_second": found,
         "ratios": {title: one.pop("ratio") for title, one in found.items()},
         "void": void(found),

@@ -14,12 +14,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import variance
 
 from benchmarks import speed
 from benchmarks.measured import DATED, RESULTS
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
-from sparta.service.compare.table import difference, lines, sign, summary, verdicts
+from sparta.service.compare.table import difference, lines, sign, summary, told, verdicts
 from sparta.service.run import write_atomically
 
 QUALITY, FOLDS = "quality", "criteo_folds"
@@ -72,14 +73,14 @@ def quality(result: Record, folds: Record | None, costs: Mapping[str, float]) ->
         name: costs[STEPS.get(name, name)] for name in result["optimizers"] if STEPS.get(name, name) in costs
     }
     table = lines(result, {"step": {name: f"{cost:.2f}x" for name, cost in priced.items()}})
-    gains = {data["name"]: _gains(result, data["name"]) for data in result["data"]}
+    gains = {data["name"]: gains_of(result, data["name"]) for data in result["data"]}
     counted = {name: found for name, found in gains.items() if name not in NOT_COUNTED}
     said = [*verdicts(result), *cheaper(counted, result["optimizers"], priced)]
-    text = "\n".join([table, "", *(f"- {sentence}" for sentence in said)])
+    text = "\n".join([told(result), "", table, "", *(f"- {sentence}" for sentence in said)])
     if folds is None:
         return text
     said = folded(counted, folds, priced)
-    return f"{text}\n\n{WHY_FOLDS}\n\n" + "\n".join(f"- {sentence}" for sentence in said)
+    return "\n\n".join([text, WHY_FOLDS, told(folds), "\n".join(f"- {sentence}" for sentence in said)])
 
 
 def cheaper(
@@ -108,7 +109,7 @@ def cheaper(
 
 def folded(gains: Mapping[str, Mapping[str, Record]], folds: Record, costs: Mapping[str, float]) -> list[str]:
     """What the folds say, and the mean gains with them in place of the one split."""
-    of_folds = [_gains(folds, data["name"]) for data in folds["data"]]
+    of_folds = [gains_of(folds, data["name"]) for data in folds["data"]]
     means = {name: mean_gain([of[name] for of in of_folds]) for name in of_folds[0]}
     rows, name = sum(data["test_rows"] for data in folds["data"]), f"{FOLDED} in {len(of_folds)} folds"
     labels = folds["optimizers"]
@@ -128,9 +129,18 @@ def mean_gain(differences: Sequence[Record]) -> Record:
     }
 
 
-def _gains(result: Record, data: str) -> dict[str, Record]:
-    of_data = (group for group in result["groups"] if group["data"] == data and "to_first" in group)
-    return {group["optimizer"]: group["to_first"]["auc"] for group in of_data}
+def gains_of(result: Record, data: str) -> dict[str, Record]:
+    """Differences to the first optimizer; their standard errors are of other rows and of other seeds."""
+    found = {}
+    for group in result["groups"]:
+        if group["data"] == data and "to_first" in group:
+            told = group["to_first"]["auc"]
+            of_seeds = math.sqrt(variance(told["by_seed"]) / len(told["by_seed"]))
+            found[group["optimizer"]] = {
+                **told,
+                "standard_error": math.hypot(told["standard_error"], of_seeds),
+            }
+    return found
 
 
 def placed(text: str, tables: Mapping[str, str]) -> str:

@@ -78,8 +78,9 @@ def train(
     steps: int,
     precision: str = "fp32",
     ranks: int = 1,
+    save_every: int | None = None,
 ) -> float:
-    """Examples a second of `sparta train`, the first `WARM` steps left out.
+    """Examples a second of `sparta train`, the first `WARM` steps left out, stalls of checkpoints counted.
 
     The launcher gives every rank its share of the cores as threads.
     """
@@ -89,17 +90,22 @@ def train(
         "model": {"name": shape.model, "embedding_dim": shape.dim, "args": {"hidden": list(HIDDEN)}},
         "optim": {"tables": {"lr": RATE, **tables}, "dense": {"lr": RATE}},
         "train": {"precision": precision, "max_steps": steps, "log_every": 10, "ranks": ranks},
+        **({"checkpoint": {"every": save_every}} if save_every else {}),
     }
-    rates = [line["examples_per_second"] for line in history(job) if line["step"] > WARM]
-    return float(statistics.harmonic_mean(rates))
+    lines, result = trained(job)
+    rates = [line["examples_per_second"] for line in lines if line["step"] > WARM]
+    samples = len(rates) * 10 * shape.batch
+    stalled = result["checkpoints"]["stall_seconds"] if save_every else 0.0
+    return samples / (samples / statistics.harmonic_mean(rates) + stalled)
 
 
-def history(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `sparta train` notes of the steps of a job."""
+def trained(job: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `sparta train` notes of the steps of a job, and its result."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "job.yaml").write_text(json.dumps(job))
         command = [sys.executable, "-m", "sparta.launcher", "train", str(folder / "job.yaml")]
         subprocess.run([*command, "--run-dir", str(folder / "run")], check=True, capture_output=True)
         lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+        result = json.loads((folder / "run" / "result.json").read_text())
+    return [line for line in lines if "loss" in line], result

@@ -2,7 +2,8 @@
 endpoint that another process scrapes.
 
 DeepFM of the speed shape (benchmarks/shape.py) with Helen, one process. Stretches with and without take turns,
-so that whatever else the machine does hits both alike; prints one JSON object.
+so that whatever else the machine does hits both alike; a watched one is scraped as it begins, and every so often until
+it ends. Prints one JSON object.
 
     python benchmarks/telemetry.py [--rounds 16] [--steps 40] [--scrape-seconds 5]
 """
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -30,9 +32,10 @@ LOG_EVERY = 10
 """Steps between two logged ones, as in a job that does not say."""
 
 
-def scrape(port: int, seconds: float) -> None:
-    """What Prometheus does, in a process of its own."""
+def scrape(port: int, seconds: float, wanted: Event) -> None:
+    """What Prometheus does, in a process of its own, while it is wanted."""
     while True:
+        wanted.wait()
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             answer.read()
         time.sleep(seconds)
@@ -73,8 +76,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
                 telemetry.logged(float(loss), LOG_EVERY * Shape().batch, 1.0)
 
     endpoint.start()
-    scraper = get_context("spawn").Process(
-        target=scrape, args=(endpoint.port, options.scrape_seconds), daemon=True
+    context = get_context("spawn")
+    wanted = context.Event()
+    scraper = context.Process(
+        target=scrape, args=(endpoint.port, options.scrape_seconds, wanted), daemon=True
     )
     scraper.start()
     plain()
@@ -82,6 +87,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
     taken: dict[str, list[float]] = {"plain": [], "watched": []}
     for turn in range(options.rounds):
         for name, work in [("plain", plain), ("watched", watched)][:: 1 if turn % 2 else -1]:
+            (wanted.set if name == "watched" else wanted.clear)()
             began = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - began)

@@ -68,7 +68,7 @@ def built(setting: Mapping[str, object], shape: Shape) -> tuple[Sharded, Step]:
         optimizers=optimizers,
     )
     sharded = shard(model, plan, optimizers=optimizers, device=torch.device(shape.device), seed=1)
-    dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE)
+    dense = torch.optim.Adam(sharded.dense_parameters().values(), lr=RATE, fused=True)  # as a job's
     if setting.get("engine") == "fbgemm":
         return sharded, FusedStep(sharded, dense, ranks=1)
     step = RowsStep(

@@ -64,7 +64,7 @@ class Table:
         else:
             g, g_k = grad, grad[self.k]
         # A gradient that is not finite, which clipping may have spread over all rows, is refused anyway.
-        if g.count_nonzero() != g_k.count_nonzero() and bool(g_k.isfinite().all()):
+        if g.count_nonzero() != g_k.count_nonzero() and bool(g.isfinite().all()):
             raise ValueError(
                 f"table {self.name}: a row has a gradient and no count; look rows up in nn.Embedding or "
                 "nn.EmbeddingBag in training mode, use the weight nowhere else, give both passes one batch"

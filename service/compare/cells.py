@@ -7,8 +7,8 @@
              study.json  table.md  study.png
 
 A cell's file name ends in its fingerprint, a hash of all that decides its result: the job as edited, and the schema of
-its dataset with the hash of its vocabularies. So a study that was changed never meets a result from before. A dataset
-is made anew when its spec is another; when raw files are, remove it.
+its dataset with the hash of its vocabularies, the label if the study names one. So a study that was changed never
+meets a result from before. A dataset is made anew when its spec is another; when raw files are, remove it.
 """
 
 import hashlib
@@ -100,7 +100,7 @@ class Folder:
         self.plot = self.path / "study.png"
         self.logs = self.path / "logs"
         self._schemas: dict[str, Schema] = {}
-        self._keys: dict[str, str] = {}
+        self._keys: dict[tuple[Any, ...], str] = {}
 
     def make(self) -> None:
         """Make what is not there.
@@ -184,14 +184,17 @@ class Folder:
 
     def key(self, cell: Cell) -> str:
         """What a cell's files are called."""
-        if cell.name in self._keys:
-            return self._keys[cell.name]
+        what = (cell.data, cell.model, cell.optimizer, cell.knobs, cell.seed)
+        if what in self._keys:
+            return self._keys[what]
         raw = read_text(Path(cell.job), self.edits(cell))
         raw.pop("name", None)
         raw["data"].pop("path", None)
-        decides = [raw, self.schema(cell).model_dump(mode="json")]
-        self._keys[cell.name] = f"{cell.name}-{_hash(decides)[:10]}"
-        return self._keys[cell.name]
+        decides: list[Any] = [raw, self.schema(cell).model_dump(mode="json")]
+        if label := self.study.data[cell.data].label:
+            decides.append(label)
+        self._keys[what] = f"{cell.name}-{_hash(decides)[:10]}"
+        return self._keys[what]
 
     def run(self, cell: Cell) -> Path:
         """Its run directory."""
@@ -202,11 +205,15 @@ class Folder:
         words = itertools.chain.from_iterable(("--set", change) for change in self.edits(cell, short=True))
         return shlex.join([*verb, _short(cell.job), *words])
 
+    def noted(self, cell: Cell) -> Path:
+        """The file of what it came to."""
+        return self.path / "cells" / f"{self.key(cell)}.json"
+
     def record(self, cell: Cell) -> Record | None:
         """What a cell came to, if it is done."""
         if self.study.data[cell.data].made and not self.dataset(cell.data).exists():
             return None
-        path = self.path / "cells" / f"{self.key(cell)}.json"
+        path = self.noted(cell)
         record: Record | None = json.loads(path.read_text()) if path.is_file() else None
         return record
 
@@ -252,7 +259,7 @@ class Folder:
             "date": time.strftime("%Y-%m-%d", time.localtime(ended.stat().st_mtime)),
             "rerun": self.command(cell),
         }
-        write_atomically(self.path / "cells" / f"{self.key(cell)}.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(self.noted(cell), json.dumps(record, indent=1) + "\n")
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # the study asks nothing more of the weights
         return record
 

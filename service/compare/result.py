@@ -41,6 +41,7 @@ def collect(folder: Folder) -> Record:
     return {
         "format": FORMAT,
         "name": study.name,
+        **({"note": study.note} if study.note else {}),
         "seeds": list(study.seeds),
         "tuning": study.tuning.model_dump() if study.tuning else None,
         "resamples": study.resamples,
@@ -116,18 +117,19 @@ def _resampled(folder: Folder, pairs: Sequence[tuple[Cell, Record]]) -> tuple[Fl
         mine = labels_NT[:, task] > 0.5
         labels = mine if labels is None else labels
         if not np.array_equal(mine, labels):
-            raise DataError(
-                f"{path}: other test rows than those of other runs; remove its folder and run it again"
-            )
+            raise DataError(f"{path}: other test rows than those of other runs; {_again(folder, cell)}")
         ranked.append(Ranked(logits_NT[:, task], mine))
         auc, said = ranked[-1].auc(weights.astype(np.float64)), run["test"]
         if abs(auc - said["auc"]) > 1e-6 + said.get("auc_error", 0.0):
-            raise DataError(
-                f"{path}: AUC {auc}, but {said['auc']} was scored; remove its folder and run it again"
-            )
+            raise DataError(f"{path}: AUC {auc}, but {said['auc']} was scored; {_again(folder, cell)}")
     assert labels is not None
     aucs = bootstrap(ranked, weights, resamples=folder.study.resamples)
     return aucs, {"test_positives": int(labels.sum())}
+
+
+def _again(folder: Folder, cell: Cell) -> str:
+    """The way out."""
+    return f"remove {folder.run(cell)} and {folder.noted(cell)} and run the study again"
 
 
 def _short(records: Sequence[Record]) -> list[Record]:

@@ -167,4 +167,6 @@ def _groups(part: Part) -> Iterator[tuple[str, str, str]]:
 
 
 def _once(cells: Iterator[Cell]) -> list[Cell]:
-    return list({cell.name: cell for cell in cells}.values())
+    return list(
+        {(cell.data, cell.model, cell.optimizer, cell.knobs, cell.seed): cell for cell in cells}.values()
+    )

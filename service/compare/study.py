@@ -136,6 +136,8 @@ class Study(Settings):
     """All of it."""
 
     name: Name
+    note: str = ""
+    """What whoever reads the tables must know, in a sentence; they show it."""
     seeds: tuple[int, ...] = Field(min_length=1)
     tuning: Tuning | None = None
     """Left out where no optimizer has more than one cell to choose from."""

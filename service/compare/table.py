@@ -50,7 +50,11 @@ def told(result: Record) -> str:
         )
         if result["resamples"]:
             drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
-            said.append(f"Intervals: {drawn}; better and worse go by them.")
+            said.append(
+                f"Intervals: {drawn}; better and worse are said where they leave 0 out and p < {plain(SURE, 2)}."
+            )
+    if result.get("note"):
+        said.append(result["note"])
     said.append(f"{'; '.join([', '.join(result['dates']), *result.get('machines', []), _versions(result)])}.")
     return " ".join(said)
 
@@ -133,12 +137,15 @@ def verdicts(result: Record) -> list[str]:
 
 
 def sign(to_first: Record) -> int:
-    """1 for better, -1 for worse: by the interval over the test rows, without one by the t-test; 0 if not sure."""
-    if "interval" in to_first:
-        low, high = to_first["interval"]
-        return 1 if low > 0 else -1 if high < 0 else 0
-    sure = to_first["p"] is not None and to_first["p"] < SURE
-    return 0 if not sure else 1 if to_first["difference"] > 0 else -1
+    """1 for better, -1 for worse, where other test rows and other seeds would hardly say otherwise; else 0.
+
+    The interval is over test rows, of the same seeds; `p` over seeds, on the same rows; what is not there is not asked.
+    """
+    low, high = to_first.get("interval", (to_first["difference"],) * 2)
+    p = to_first.get("p", None)
+    if (p is not None and p >= SURE) or (p is None and "interval" not in to_first):
+        return 0
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def difference(of: Record) -> str:

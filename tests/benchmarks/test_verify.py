@@ -22,6 +22,7 @@ def test_every_committed_ratio_has_a_benchmark_and_would_repeat_itself() -> None
     for (script, _), one in verify.committed().items():
         assert (verify.HERE / script).is_file()
         assert not verify.outside(one, one)
+        assert one["repeat"][1] <= 1.5 * one["median"], "too noisy to be told from others: measure it again"
 
 
 def test_the_newest_result_of_a_benchmark_counts_but_none_of_a_gpu(tmp_path: Path) -> None:

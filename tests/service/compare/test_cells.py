@@ -59,6 +59,7 @@ CHANGES: list[dict[str, Any]] = [
     {"models": {**toys.STUDY["models"], "deepfm": {"set": {"model.args.dropout": 0.1}}}},
     {"data": {"toy": {"job": "job.yaml", "set": {"train.epochs": 2}}}},
     {"data": {"toy": {"job": "job.yaml", "models": {"deepfm": {"train.epochs": 2}}}}},
+    {"data": {"toy": {"job": "job.yaml", "label": "click"}}},
     {"knobs": {"lr": ["optim.tables.lr"], "rho": ["optim.tables.rho"]}},
 ]
 
@@ -92,6 +93,19 @@ def test_a_cell_is_another_on_other_data_and_in_another_job_file_but_not_by_a_na
     schema.model_copy(update={"fingerprint": "g"}).save(tmp_path / "data")
     assert folder.key(tuning(folder.study, "toy", "deepfm", "helen")[0]) != first
     assert key() == first
+
+
+def test_cells_whose_names_read_alike_are_two(tmp_path: Path) -> None:
+    data = {name: {"job": "job.yaml", "set": {"train.epochs": n}} for n, name in enumerate(("a", "a-b"), 1)}
+    models = {name: {"set": {"model.name": "deepfm"}} for name in ("b-c", "c")}
+    folder = toys.folder(tmp_path, data=data, models=models, tuning={"seed": 9})
+    one, other = (
+        final(folder.study, *names, "adam", (("lr", 0.1),))[0] for names in (("a", "b-c"), ("a-b", "c"))
+    )
+    assert one.name == other.name
+    assert folder.key(one) != folder.key(other)
+    cells = grids(folder, toys.whole(folder))
+    assert len(cells) == 2 * 2 * len(folder.study.optimizers) * 2
 
 
 def test_a_spec_that_changes_makes_another_dataset(tmp_path: Path) -> None:

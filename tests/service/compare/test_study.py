@@ -9,11 +9,12 @@ import pytest
 from sparta.models.errors import ConfigError
 from sparta.service.compare.cells import Folder, final, tuning
 from sparta.service.compare.study import Study, load_study
-from sparta.service.config import TableOptimizerName
+from sparta.service.config import TableOptimizerName, load_job
 from tests.service.compare import toys
 
 ROOT = Path(__file__).parents[3]
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+JOBS = ROOT / "benchmarks" / "studies" / "jobs.yaml"
 
 
 def changed(place: Path, *path: str, value: Any) -> Path:
@@ -84,7 +85,18 @@ def test_without_a_grid_there_is_nothing_to_tune() -> None:
     assert [optimizer.label for optimizer in study.optimizers.values()] == ["adam", "helen"]
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_jobs_that_are_shipped_are_trained_as_they_are(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, load_study(JOBS))
+    for data in folder.study.data:
+        cell = final(folder.study, data, "deepfm", "shipped", ())[0]
+        shipped = load_job(Path(cell.job), ["train.ranks=1", "train.device=cpu", "train.test=kept"])
+        elsewhere = {"path": folder.job(cell).data.path}
+        shipped = shipped.model_copy(update={"data": shipped.data.model_copy(update=elsewhere)})
+        assert folder.job(cell) == shipped
+        assert cell.seed == shipped.train.seed
+
+
+@pytest.mark.parametrize("path", sorted(set(STUDIES) - {JOBS}), ids=lambda path: path.stem)
 def test_every_cell_of_a_committed_study_is_an_ordinary_job_of_the_rows_engine(
     path: Path, tmp_path: Path
 ) -> None:

@@ -133,8 +133,30 @@ def test_without_resamples_the_t_test_decides(tmp_path: Path) -> None:
     assert sign({**gain, "p": SURE / 2}) == 1
     assert sign({**gain, "p": SURE}) == 0
     assert sign({**gain, "p": None}) == 0
+    assert sign({**gain, "difference": -gain["difference"], "p": SURE / 2}) == -1
     assert "[95%]" not in document(result)
     assert "bootstrap" not in document(result)
+
+
+@pytest.mark.parametrize(
+    "interval, p, which",
+    [
+        ([0.001, 0.002], 0.01, 1),
+        ([0.001, 0.002], 0.2, 0),
+        ([-0.001, 0.002], 0.01, 0),
+        ([-0.002, -0.001], 0.01, -1),
+        ([0.001, 0.002], None, 1),
+    ],
+)
+def test_better_is_said_where_neither_rows_nor_seeds_would_say_otherwise(
+    interval: list[float], p: float | None, which: int
+) -> None:
+    assert sign({"difference": sum(interval) / 2, "interval": interval, "p": p}) == which
+
+
+def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
+    result = collect(ran(tmp_path, note="One thing was changed later."))
+    assert "One thing was changed later." in document(result)
 
 
 def test_a_star_says_that_p_is_small() -> None:
