@@ -54,10 +54,18 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/study.json"))}
     if not found:
         raise ConfigError(f"{results}: holds no <study>/study.json; run `sparta compare` and put them there")
-    told = {name: summary(result) for name, result in found.items() if name not in (QUALITY, FOLDS)}
+    shown = {name: study(result) for name, result in found.items() if name not in (QUALITY, FOLDS)}
     if QUALITY in found:
-        told[QUALITY] = quality(found[QUALITY], found.get(FOLDS), costs(results))
-    return {**told, **speed.tables(results)}
+        shown[QUALITY] = quality(found[QUALITY], found.get(FOLDS), costs(results))
+    return {**shown, **speed.tables(results)}
+
+
+def study(result: Record) -> str:
+    """A row a model and a column an optimizer; of a single model a line an optimizer."""
+    if len(result["models"]) > 1:
+        return summary(result)
+    said = "\n".join(f"- {sentence}" for sentence in verdicts(result))
+    return "\n\n".join([told(result), lines(result), *([said] if said else [])])
 
 
 def costs(results: Path = RESULTS) -> dict[str, float]:
