@@ -142,7 +142,7 @@ def sign(to_first: Record) -> int:
     The interval is over test rows, of the same seeds; `p` over seeds, on the same rows; what is not there is not asked.
     """
     low, high = to_first.get("interval", (to_first["difference"],) * 2)
-    p = to_first.get("p", None)
+    p = to_first.get("p")
     if (p is not None and p >= SURE) or (p is None and "interval" not in to_first):
         return 0
     return 1 if low > 0 else -1 if high < 0 else 0

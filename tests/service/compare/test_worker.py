@@ -7,6 +7,7 @@ import pytest
 
 from sparta.models.errors import SpartaError
 from sparta.service.compare import worker
+from sparta.service.run import RunDirectory
 from tests.service import toys
 
 
@@ -22,8 +23,8 @@ def test_it_takes_up_no_other_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A pool's next piece of work is with the slot before anybody can cancel it."""
     asked: list[Path] = []
 
-    def stopped(job: object, run: object, here: object, *, resume: bool) -> None:
-        asked.append(run.path)  # type: ignore[attr-defined]
+    def stopped(job: object, run: RunDirectory, here: object, *, resume: bool) -> None:
+        asked.append(run.path)
 
     monkeypatch.setattr(worker, "train", stopped)
     job = toys.job_file(tmp_path, tmp_path)
