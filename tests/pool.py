@@ -9,6 +9,7 @@ with that worker's traceback; workers that hang or died are then replaced.
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -24,6 +25,15 @@ GRACE_SECONDS = 3.0
 
 class RankError(AssertionError):
     """A rank raised, died or hung; the message holds its traceback."""
+
+
+def _send(pipe: Connection, what: Any) -> None:
+    # As bytes: `Connection.send` would share the memory of tensors, and every tensor kept would keep a file open.
+    pipe.send_bytes(pickle.dumps(what))
+
+
+def _receive(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
 
 
 def _reset_torchrec() -> None:
@@ -75,10 +85,10 @@ def _worker(rank: int, pipe: Connection, stacks: str) -> None:
     torch.set_num_threads(1)
     with open(stacks, "w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-        pipe.send("ready")
+        _send(pipe, "ready")
         while True:
             try:
-                store, ranks, local_ranks, fn, args = pipe.recv()
+                store, ranks, local_ranks, fn, args = _receive(pipe)
             except EOFError:
                 return
             try:
@@ -86,9 +96,9 @@ def _worker(rank: int, pipe: Connection, stacks: str) -> None:
             except BaseException:
                 reply = (False, traceback.format_exc())
             try:
-                pipe.send(reply)
+                _send(pipe, reply)
             except Exception:
-                pipe.send((False, traceback.format_exc()))
+                _send(pipe, (False, traceback.format_exc()))
 
 
 class Pool:
@@ -121,7 +131,7 @@ class Pool:
         store = str(self._folder / f"store-{self._calls}")
         pipes = [pipe for _, pipe in self._workers[:ranks]]
         for pipe in pipes:
-            pipe.send((store, ranks, local_ranks or ranks, fn, args))
+            _send(pipe, (store, ranks, local_ranks or ranks, fn, args))
         replies = self._collect(pipes, timeout_seconds)
         failed = [rank for rank in range(ranks) if rank not in replies or not replies[rank][0]]
         if not failed:
@@ -156,7 +166,7 @@ class Pool:
         for rank, (process, pipe) in enumerate(self._workers):
             pipe.poll(max(0.0, deadline - time.monotonic()))
             try:
-                ready = pipe.poll() and pipe.recv() == "ready"
+                ready = pipe.poll() and _receive(pipe) == "ready"
             except EOFError:
                 ready = False
             if not ready:
@@ -173,7 +183,7 @@ class Pool:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
                 try:
-                    replies[rank] = pipe.recv()
+                    replies[rank] = _receive(pipe)
                 except EOFError:
                     process = self._workers[rank][0]
                     process.join(timeout=1)

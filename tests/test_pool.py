@@ -53,3 +53,15 @@ def test_a_dead_and_a_hanging_rank_are_named_and_replaced(tmp_path: Path) -> Non
 def test_more_ranks_than_workers_are_refused(pool: Pool) -> None:
     with pytest.raises(ValueError, match="the pool has 4 workers, not 5"):
         pool.run(5, world, 1)
+
+
+def tensors(rank: int, ranks: int) -> list[torch.Tensor]:
+    return [torch.full((2,), float(k)) for k in range(30)]
+
+
+def test_tensors_that_are_kept_keep_no_files_open(pool: Pool) -> None:
+    pool.run(1, world, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    (kept,) = pool.run(1, tensors)
+    assert [float(x[0]) for x in kept] == list(range(30))
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -25,6 +25,7 @@ from tests.sharding.rows.world import (
     coefficients,
     ids_of,
     initial,
+    parts_of,
     placements,
     run,
     settle,
@@ -202,9 +203,10 @@ def looked_at(rank: int, ranks: int, kind: str, how: str) -> dict[str, tuple[Ten
         module.state_dict()
     else:  # what is pending when other weights come is not theirs
         module.load_state_dict(shared)
-    found = whole_weights(WORLD, module)
+    looked = parts_of(WORLD, module)
     settle(step)
-    return {name: (table, whole_weights(WORLD, module)[name]) for name, table in found.items()}
+    before, after = whole_weights(WORLD, [looked, parts_of(WORLD, module)])
+    return {name: (table, after[name]) for name, table in before.items()}
 
 
 @pytest.mark.parametrize("how", ["evaluation", "state_dict", "load_state_dict"])

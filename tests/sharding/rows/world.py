@@ -187,34 +187,51 @@ def sharded(world: World, placement: Mapping[str, str], ranks: int) -> nn.Module
 
 
 def assembled(shape: tuple[int, int], windows: Sequence[Window]) -> Tensor:
-    """A whole tensor from the windows of all ranks, which must agree where they overlap."""
-    whole, seen = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.bool)
+    """A whole tensor, (..., *shape), from the windows of all ranks, which must agree where they overlap."""
+    whole = torch.zeros(*windows[0].values.shape[:-2], *shape, dtype=torch.float64)
+    seen = torch.zeros(shape, dtype=torch.bool)
     for window in windows:
-        rows, columns = window.values.shape
-        place = (slice(window.row, window.row + rows), slice(window.column, window.column + columns))
+        rows, columns = window.values.shape[-2:]
+        place = (..., slice(window.row, window.row + rows), slice(window.column, window.column + columns))
         values = window.values.double()
         alike = torch.isclose(whole[place], values, rtol=0, atol=0, equal_nan=True)
-        assert alike[seen[place]].all(), "replicas or copies differ"
+        assert alike[..., seen[place]].all(), "replicas or copies differ"
         whole[place], seen[place] = values, True
     assert seen.all(), "a part of the table is nowhere"
     return whole
 
 
-def whole_weights(world: World, module: nn.Module) -> dict[str, Tensor]:
-    """Every table, unpadded, on every rank; the padding must be 0."""
+Parts = list[tuple[str, Window]]
+"""What a rank holds of the tables."""
+
+
+def parts_of(world: World, module: nn.Module) -> Parts:
+    """A copy of this rank's part of every table, unpadded; the padding must be 0."""
     dims = {table.name: table.dim for table in world.tables}
-    mine: list[tuple[str, Window]] = []
+    mine = []
     for name, row, column, weights in local_shards(module):
         real = max(0, dims[name] - column)
         assert not weights[:, real:].any(), "padding is not 0"
         mine.append((name, Window(row, column, weights[:, :real].clone())))
+    return mine
+
+
+def whole_weights(world: World, moments: Sequence[Parts]) -> list[dict[str, Tensor]]:
+    """Every table at every moment, on every rank."""
+    mine = []
+    for held in zip(*moments, strict=True):
+        name, first = held[0]
+        mine.append(
+            (name, Window(first.row, first.column, torch.stack([window.values for _, window in held])))
+        )
     everything = [pair for part in gather(mine) for pair in part]
-    return {
+    found = {
         table.name: assembled(
             (table.rows, table.dim), [window for name, window in everything if name == table.name]
         )
         for table in world.tables
     }
+    return [{name: of[moment] for name, of in found.items()} for moment in range(len(moments))]
 
 
 def whole_state(step: RowsStep) -> dict[str, Tensor]:
@@ -261,13 +278,14 @@ def run(
         dcp.load(state, checkpoint_id=load)
         load_learning(step.tables, {name: x for name, x in state.items() if name.startswith(OPTIM)})
     share = slice(rank * world.samples // ranks, (rank + 1) * world.samples // ranks)
-    losses, weights, perturbed = [], [whole_weights(world, module)], []
+    losses: list[float] = []
+    weights, perturbed = [parts_of(world, module)], list[Parts]()
     for number in range(step.tables.steps + 1, world.steps + 1):
         sparse, factors = batch(world, number, rank, ranks), coefficients(world, number)
-        seen: list[dict[str, Tensor]] = []
+        seen: list[Parts] = []
 
         def loss() -> Tensor:
-            seen.append(whole_weights(world, module))  # noqa: B023
+            seen.append(parts_of(world, module))  # noqa: B023
             pooled = module(sparse)  # noqa: B023
             parts = []
             for table in world.tables:
@@ -287,12 +305,14 @@ def run(
         losses.append(float(value) / ranks)
         if number in world.settles or (number == world.steps and not save):
             settle(step)
-        weights.append(whole_weights(world, module))
+        weights.append(parts_of(world, module))
         if len(seen) == 2:
             perturbed.append(seen[1])
     if save:
         dcp.save(everything(world, module, step), checkpoint_id=save)
-    return Outcome(losses, weights, perturbed, whole_state(step), step.tables.most_frequent(), step.refused)
+    moments = whole_weights(world, [*weights, *perturbed])
+    whole, moved = moments[: len(weights)], moments[len(weights) :]
+    return Outcome(losses, whole, moved, whole_state(step), step.tables.most_frequent(), step.refused)
 
 
 def settle(step: RowsStep) -> None:
