@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -82,7 +83,9 @@ class Endpoint:
                 "give another, 0 for a free one, or null for no endpoint"
             ) from error
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="sparta-metrics", daemon=True)
+        # A run waits for this thread at its end: by default up to half a second.
+        serve = partial(self._server.serve_forever, poll_interval=0.05)
+        self._thread = threading.Thread(target=serve, name="sparta-metrics", daemon=True)
 
     @property
     def port(self) -> int:

@@ -2,5 +2,7 @@
 
 import torchrec  # noqa: F401
 
+import sparta.optim.rows.cpu
+import sparta.service.curves
 import sparta.service.train
 import sparta.service.world  # noqa: F401
