@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from sparta.models.errors import ConfigError
+from sparta.service.alone import LOCK, check_alone
 
 RUNS = Path("runs")
 JOB = "job.yaml"
@@ -46,8 +47,9 @@ def given(path: Path, *, resume: bool = False) -> bool:
     """Make the directory that the user named; whether it is new.
 
     Raises:
-        ConfigError: it holds a run that is not to be resumed, or cannot be made.
+        ConfigError: it holds a run that is not to be resumed or that is at work, or cannot be made.
     """
+    check_alone(path)
     if not resume and (path / JOB).exists():
         raise ConfigError(
             f"{path}: already holds a run; give another --run-dir, or --resume to go on with it"
@@ -88,7 +90,7 @@ def run_of(logs: Path) -> Path:
 
 def discard_unless_begun(run: Path) -> None:
     """Remove the directory of a run that was refused before it wrote anything but logs."""
-    if {entry.name for entry in run.iterdir()} <= {LOGS}:
+    if {entry.name for entry in run.iterdir()} <= {LOGS, LOCK}:
         shutil.rmtree(run)
 
 

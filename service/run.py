@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sparta.models.errors import ConfigError, DataError
 from sparta.models.schema import Schema, load_schema
+from sparta.service.alone import RunLock
 from sparta.service.config import Job, load_job
 
 FORMAT = 1
@@ -30,6 +31,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = RunLock(path)
         self.job = path / "job.yaml"
         self.schema = path / "schema.json"
         self.plan = path / "plan.json"
@@ -76,7 +78,7 @@ class RunDirectory:
         return self.job.exists()
 
     def claim(self, job: Job, schema: Schema, source: Mapping[str, Any] | None = None) -> None:
-        """Write the resolved job, then what the data was: from now on the directory is this run's.
+        """Take the lock, write the resolved job, then what the data was: from now on the directory is this run's.
 
         Args:
             source: what it begins with (`--from`), for a start that is killed before its first checkpoint.
@@ -86,6 +88,7 @@ class RunDirectory:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
             with self.job.open("x") as file:
                 file.write(job.dump())
             self.source.unlink(missing_ok=True)

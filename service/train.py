@@ -1,7 +1,7 @@
 """`train`: a job, start to finish - build, train, test, result."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 from torch import Tensor
@@ -62,7 +62,7 @@ def train(
         weights_only: of `source`, the weights only.
         profile: first and last step whose time is looked into.
     """
-    with Stop().listening() as stop:  # from here on SIGTERM ends the run in time
+    with Stop().listening() as stop, closing(run.lock):  # from here on SIGTERM ends the run in time
         return _train(job, run, world, stop, resume, source, weights_only, profile)
 
 
@@ -76,6 +76,8 @@ def _train(
     weights_only: bool,
     profile: tuple[int, int] | None,
 ) -> dict[str, Any] | None:
+    if resume:
+        world.once(run.lock.take)
     resumes = world.once(lambda: resume and run.begun(job))
     if not resumes:
         world.once(run.check_free)

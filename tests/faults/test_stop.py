@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,21 @@ def test_a_save_that_would_not_fit_the_grace_is_not_begun(data: Path, unkilled: 
     assert (marker["step"], marker["checkpoint"]) == (5, 3)
     assert start(job, run, 2).wait() == [0, 0]
     assert harness.history_of(run) == harness.history_of(unkilled)
+
+
+def test_a_second_training_in_the_directory_is_refused_and_the_first_knows_nothing_of_it(
+    job: Path, unkilled: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = start(job, run, 2)
+    while not (run / "schema.json").exists():
+        time.sleep(0.01)
+    for rank in (0, 1):
+        first.kill(rank, signal.SIGSTOP)
+    assert start(job, run, 2).wait() == [2, 2]
+    assert f"process {first.processes[0].pid} on " in first.said(0)
+    assert "is training there; wait for it, stop it, or give another --run-dir" in first.said(0)
+    for rank in (0, 1):
+        first.kill(rank, signal.SIGCONT)
+    assert first.wait() == [0, 0]
+    assert harness.digests(run) == harness.digests(unkilled)

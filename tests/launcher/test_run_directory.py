@@ -2,12 +2,14 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sparta.launcher.run_directory import discard_unless_begun, given, logs_of, next_free, run_of
 from sparta.models.errors import ConfigError
+from sparta.service.alone import RunLock
 
 
 def test_default_directories_are_numbered_from_two(tmp_path: Path) -> None:
@@ -41,6 +43,14 @@ def test_a_named_directory_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{path}: already holds a run; give another --run-dir")):
         given(path)
     assert not given(path, resume=True)
+
+
+def test_a_directory_where_a_training_is_at_work_is_refused(tmp_path: Path) -> None:
+    with closing(RunLock(tmp_path)) as lock:
+        lock.take()
+        with pytest.raises(ConfigError, match="is training there; wait for it, stop it"):
+            given(tmp_path, resume=True)
+    assert not given(tmp_path, resume=True)
 
 
 def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
