@@ -19,7 +19,7 @@ from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.arguments import parser
 from sparta.service.compare.arguments import cores, read
 from sparta.service.compare.cells import Cell, Folder
-from sparta.service.compare.run import Runner, alone, check, go, listed
+from sparta.service.compare.run import Runner, alone, check, check_jobs, go, listed
 
 POLL_SECONDS = 2.0
 LAG_SECONDS = 60.0
@@ -51,6 +51,7 @@ def compare(argv: Sequence[str], *, service: str) -> int:
             print(line)
         return 0
     folder.make()
+    check_jobs(folder, part)
     stages = [stage for stage in ("prepare", "table") if stage in part.stages]
     if "prepare" in stages and (code := _stage(service, ours, "prepare")):
         return code

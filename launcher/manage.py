@@ -118,7 +118,7 @@ def cancel(handle: str) -> int:
 
     record = find(handle)
     if not send(record, signal.SIGTERM):
-        print(f"{record.handle} {record.state()} before it could be told")
+        print(f"{record.handle} {record.state()} already")
         return 0
     while record.state() == "RUNNING":
         time.sleep(POLL_SECONDS)

@@ -4,7 +4,7 @@ import argparse
 import math
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sparta.models.errors import ConfigError
 
@@ -15,7 +15,10 @@ STAGES = ("prepare", "tune", "final", "table")
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, like everything else here."""
+    """Complains in one line, like everything else here, and takes no word for another that begins with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")

@@ -28,7 +28,7 @@ def predict(job: Job, schema: Schema, sharded: Sharded, world: World, raw: Path,
     The ranks score contiguous shares; `out` appears at the end, in one piece.
 
     Raises:
-        ConfigError: `out` exists or its folder does not.
+        ConfigError: `out` exists, is to be no Parquet file, or its folder is not there.
         DataError: `raw` does not hold what the dataset's columns need.
     """
     scratch = out.with_name(out.name + ".draft")
@@ -57,6 +57,8 @@ def _predict(
 
 
 def _check_free(out: Path) -> None:
+    if out.suffix not in ("", ".parquet", ".pq"):
+        raise ConfigError(f"{out}: scores are written as Parquet; give --out {out.with_suffix('.parquet')}")
     if out.exists():
         raise ConfigError(f"{out}: exists already; give another --out or remove it")
     if not out.absolute().parent.is_dir():

@@ -44,6 +44,17 @@ def finals(folder: Folder, part: Part) -> list[Cell]:
     )
 
 
+def check_jobs(folder: Folder, part: Part) -> None:
+    """Refuse cells that are no jobs; no data is needed.
+
+    Raises:
+        ConfigError: the first one.
+    """
+    for group in _groups(part):
+        for cell in _kinds(folder, *group):
+            folder.job(cell)
+
+
 def check(folder: Folder, part: Part, *, ranks: int | None = None) -> None:
     """Refuse what would be refused only hours later.
 
@@ -54,11 +65,8 @@ def check(folder: Folder, part: Part, *, ranks: int | None = None) -> None:
         ConfigError: a cell is no valid job, or has no label that is compared, or needs other ranks.
         DataError: a dataset that is not there.
     """
-    study = folder.study
     for data, model, optimizer in _groups(part):
-        points = study.optimizers[optimizer].points
-        of_grid = tuning(study, data, model, optimizer)
-        for cell in [*of_grid, final(study, data, model, optimizer, points[0])[0]]:
+        for cell in _kinds(folder, data, model, optimizer):
             job, splits = folder.job(cell), folder.schema(cell).splits
             folder.label(cell)
             for split in ("valid", "test"):
@@ -69,6 +77,13 @@ def check(folder: Folder, part: Part, *, ranks: int | None = None) -> None:
                     f"{cell.name}: train.ranks {job.train.ranks}, but a slot is one process; write "
                     f"`set: {{train.ranks: {ranks}}}` into the study, or hand the cells to --submit"
                 )
+
+
+def _kinds(folder: Folder, data: str, model: str, optimizer: str) -> list[Cell]:
+    """The grid's cells, and one final."""
+    study = folder.study
+    first = study.optimizers[optimizer].points[0]
+    return [*tuning(study, data, model, optimizer), final(study, data, model, optimizer, first)[0]]
 
 
 def say(line: str) -> None:
@@ -124,7 +139,12 @@ def alone(folder: Folder) -> Iterator[None]:
 
 
 def listed(folder: Folder, part: Part, verb: Sequence[str] = ("sparta", "train")) -> Iterator[str]:
-    """A line a cell: how it stands, and the command that runs it; where the grids are not done, no final cells."""
+    """A line a cell: how it stands, and the command that runs it; where the grids are not done, no final cells.
+
+    Raises:
+        ConfigError: a cell is no valid job.
+    """
+    check_jobs(folder, part)
     counts = {"done": 0, "to do": 0}
     stages = [(stage, of) for stage, of in (("tune", grids), ("final", finals)) if stage in part.stages]
     for stage, cells_of in stages:

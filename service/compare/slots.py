@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -32,10 +33,11 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
     executor = ProcessPoolExecutor(number, spawn, initializer=start)
 
     def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
-        futures = {
-            executor.submit(_run, Path(cell.job), folder.edits(cell), folder.run(cell)): cell
-            for cell in cells
-        }
+        with _uninterrupted():
+            futures = {
+                executor.submit(_run, Path(cell.job), folder.edits(cell), folder.run(cell)): cell
+                for cell in cells
+            }
         try:
             for done in as_completed(futures):
                 yield futures[done], done.result()
@@ -53,6 +55,16 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
         raise
     finally:
         executor.shutdown()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back; processes started meanwhile never hear it, not even while they load."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # The slots load torch, this process need not.

@@ -7,7 +7,7 @@ import sys
 from sparta.models.errors import ConfigError
 from sparta.service.compare.arguments import cores, read
 from sparta.service.compare.cells import Folder
-from sparta.service.compare.run import Part, alone, check, go, listed, say
+from sparta.service.compare.run import Part, alone, check, check_jobs, go, listed, say
 from sparta.service.run import write_atomically
 
 
@@ -35,6 +35,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def run(folder: Folder, part: Part, number: int) -> None:
     """Make the datasets that are missing, and run the cells, so many at a time."""
+    check_jobs(folder, part)
     if "prepare" in part.stages:
         from sparta.service.compare.datasets import prepare_all
 

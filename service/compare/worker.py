@@ -1,7 +1,6 @@
 """One slot of a study: a process that stays up, a world of one rank, and trains cell after cell."""
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -26,8 +25,7 @@ _told = threading.Event()
 
 
 def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
-    """Make this process a slot: it ends with its parent, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make this process a slot: it ends with its parent, to whom Ctrl-C is left (slots.py)."""
     threading.Thread(target=_follow_the_parent, daemon=True).start()
     number = numbers.get()
     file = os.open(logs / f"slot-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -97,7 +97,7 @@ def test_a_job_is_found_followed_and_cancelled_from_other_shells(work: Path) -> 
     assert str(said["said"]).startswith(
         "stopped after step 7; go on with: sparta train job.yaml --run-dir runs/fake"
     )
-    assert drive("cancel", handle, cwd=work).stdout == f"{handle} CANCELLED before it could be told\n"
+    assert drive("cancel", handle, cwd=work).stdout == f"{handle} CANCELLED already\n"
 
 
 def test_following_ends_with_the_job_and_misses_nothing(work: Path) -> None:

@@ -163,6 +163,7 @@ def test_a_bad_label_in_the_training_file(place: Path, value: object, shown: str
     [
         ("taken.parquet", "taken.parquet: exists already; give another --out or remove it"),
         ("data", "data: exists already"),
+        ("scores.csv", "scores.csv: scores are written as Parquet; give --out "),
         ("no/such/p.parquet", "no/such/p.parquet: its folder does not exist"),
         ("taken.parquet/p.parquet", "its folder does not exist"),
     ],

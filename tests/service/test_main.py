@@ -42,6 +42,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "job.yaml", "--ranks", "0"], "argument --ranks: '0' is no whole number above 0"),
         (["train", "job.yaml", "--ranks", "two"], "argument --ranks: 'two' is no whole number above 0"),
         (["train", "job.yaml", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["train", "job.yaml", "--rank", "3"], "unrecognized arguments: --rank 3"),
         (["check", "job.yaml", "--set"], "argument --set: expected one argument"),
         (["plan", "job.yaml", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["plan", "job.yaml", "--memory-gb", "-1"], "argument --memory-gb: '-1' is no number above 0"),

@@ -110,6 +110,12 @@ def test_a_dry_run_needs_no_data(tmp_path: Path) -> None:
     assert list(listed(folder, toys.whole(folder)))[-2] == "0 cells done, 4 to do"
 
 
+def test_a_dry_run_refuses_a_cell_that_is_no_job(tmp_path: Path) -> None:
+    folder = toys.folder(tmp_path, models={"deepfm": {"set": {"model.nam": "x"}}})
+    with pytest.raises(ConfigError, match=r"adam-lr0\.1-s9: .*model\.nam: unknown key"):
+        next(listed(folder, toys.whole(folder)))
+
+
 def test_what_would_be_refused_only_hours_later_is_refused_now(tmp_path: Path) -> None:
     folder = toys.folder(tmp_path)
     check(folder, toys.whole(folder), ranks=1)
