@@ -36,7 +36,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian"], "argument VERB: invalid choice: 'trian'"),
         (["train"], "the following arguments are required: job; see `sparta train --help`"),
         (
-            ["train", "job.yaml", "--rank"],
+            ["train", "job.yaml", "--ranks"],
             "argument --ranks: expected one argument; see `sparta train --help`",
         ),
         (["train", "job.yaml", "--ranks", "0"], "argument --ranks: '0' is no whole number above 0"),
