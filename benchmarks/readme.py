@@ -3,29 +3,29 @@
     python -m benchmarks.readme [--write README.md]
 
 Prints them, or puts each between its markers `<!-- <study> -->` and `<!-- /<study> -->` of a file; `speed` has markers
-of its own. A study's result is benchmarks/results/<study>/study.json. The study `quality`
-asks more than which optimizer is better: what a step of each costs beside Adam's, by the newest
-benchmarks/results/helen_step-*.json, and what a cheaper Helen keeps of the gain.
+of its own. A study's result is benchmarks/results/<study>/study.json. The study `quality` asks what a step of each
+kind of Helen costs beside Adam's, by the newest benchmarks/results/helen_step-*.json, and what it keeps of the gain.
 """
 
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import variance
+from statistics import fmean, variance
 
 from benchmarks import speed
 from benchmarks.measured import DATED, RESULTS
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
-from sparta.service.compare.table import difference, lines, sign, summary, told, verdicts
+from sparta.service.compare.table import difference, lines, markdown, plain, sign, summary, told, verdicts
 from sparta.service.run import write_atomically
 
-QUALITY, FOLDS = "quality", "criteo_folds"
+QUALITY = "quality"
 FULL = "helen"
-"""The optimizer whose gain the cheaper ones are to keep; their names begin with it."""
+"""The optimizer whose gain the cheaper ones are to keep."""
 STEPS = {
     "helen_dense": "helen, perturb_dense",
     "helen_every2": "helen, ascend_every 2",
@@ -35,14 +35,12 @@ STEPS = {
     "helen_bf16_every2": "helen, bf16, ascend_every 2",
 }
 """What optimizers are called in helen_step-*.json, where not by their names."""
-NOT_COUNTED = ("census_income",)
-"""It has 861 rows in all its tables: nothing for Helen to gain."""
-FOLDED = "criteo_tb80k"
-"""The data set whose folds are there."""
-WHY_FOLDS = (
-    "With 259 positives the test split of criteo_tb80k says little. So, after this table was seen, it was cut into "
-    "folds ([`criteo_folds.yaml`](benchmarks/studies/criteo_folds.yaml)), and every row was tested once:"
+SHOWN = (
+    "Shown: the first one's AUC, and the others' difference to it with its 95% interval, for which test rows "
+    "(paired bootstrap) and seeds count."
 )
+FOLD = re.compile(r"_fold\d+$")
+"""What the names of a data set's folds end with."""
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
@@ -54,9 +52,9 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/study.json"))}
     if not found:
         raise ConfigError(f"{results}: holds no <study>/study.json; run `sparta compare` and put them there")
-    shown = {name: study(result) for name, result in found.items() if name not in (QUALITY, FOLDS)}
+    shown = {name: study(result) for name, result in found.items() if name != QUALITY}
     if QUALITY in found:
-        shown[QUALITY] = quality(found[QUALITY], found.get(FOLDS), costs(results))
+        shown[QUALITY] = quality(found[QUALITY], costs(results))
     return {**shown, **speed.tables(results)}
 
 
@@ -75,55 +73,47 @@ def costs(results: Path = RESULTS) -> dict[str, float]:
     return found
 
 
-def quality(result: Record, folds: Record | None, costs: Mapping[str, float]) -> str:
-    """The table of optimizers with their steps, and what it says in words."""
-    priced = {
-        name: costs[STEPS.get(name, name)] for name in result["optimizers"] if STEPS.get(name, name) in costs
-    }
-    table = lines(result, {"step": {name: f"{cost:.2f}x" for name, cost in priced.items()}})
-    gains = {data["name"]: gains_of(result, data["name"]) for data in result["data"]}
-    counted = {name: found for name, found in gains.items() if name not in NOT_COUNTED}
-    said = [*verdicts(result), *cheaper(counted, result["optimizers"], priced)]
-    text = "\n".join([told(result), "", table, "", *(f"- {sentence}" for sentence in said)])
-    if folds is None:
-        return text
-    said = folded(counted, folds, priced)
-    return "\n\n".join([text, WHY_FOLDS, told(folds), "\n".join(f"- {sentence}" for sentence in said)])
-
-
-def cheaper(
-    gains: Mapping[str, Mapping[str, Record]], labels: Mapping[str, str], costs: Mapping[str, float]
-) -> list[str]:
-    """The mean gain of every kind of Helen over data sets, and its share of the full one's.
-
-    Args:
-        gains: by data set and optimizer: the difference of AUC to the first optimizer.
-    """
-    shared = [name for name in labels if all(name in of for of in gains.values())]
-    if FULL not in shared:
-        return []
-    means = {name: mean_gain([of[name] for of in gains.values()]) for name in shared}
-    told = [f"Mean gain over {', '.join(gains)}: {labels[FULL]} {difference(means[FULL])}."]
-    for name, mean in means.items():
-        if name == FULL or not name.startswith(FULL):
-            continue
+def quality(result: Record, costs: Mapping[str, float]) -> str:
+    """A line an optimizer: what its step costs, what it gains on each data set and in the mean, and of Helen's."""
+    gains, labels = gains_of(result), result["optimizers"]
+    first, *others = labels
+    means = {name: mean_gain([of[name] for of in gains.values()]) for name in others}
+    rows = [(labels[first], _cost(first, costs), *(plain(auc_of(result, data)) for data in gains), "", "")]
+    for name in others:
         # Of a gain that is none there is no share.
-        share = mean["difference"] / means[FULL]["difference"]
-        kept = f", {share:.0%} of it" if sign(means[FULL]) > 0 else ""
-        price = f", at {costs[name]:.2f}x the plain step" if name in costs else ""
-        told.append(f"{labels[name]}: {difference(mean)}{kept}{price}.")
-    return told
+        share = (
+            f"{means[name]['difference'] / means[FULL]['difference']:.0%}" if sign(means[FULL]) > 0 else ""
+        )
+        shown = (difference(of) for of in (*(of[name] for of in gains.values()), means[name]))
+        rows.append((labels[name], _cost(name, costs), *shown, share))
+    head = ("optimizer", "step", *(_titled(result, data) for data in gains), "mean", f"of {labels[FULL]}'s")
+    return "\n\n".join([f"{told(result, tested=False)} {SHOWN}", markdown(head, rows)])
 
 
-def folded(gains: Mapping[str, Mapping[str, Record]], folds: Record, costs: Mapping[str, float]) -> list[str]:
-    """What the folds say, and the mean gains with them in place of the one split."""
-    of_folds = [gains_of(folds, data["name"]) for data in folds["data"]]
-    means = {name: mean_gain([of[name] for of in of_folds]) for name in of_folds[0]}
-    rows, name = sum(data["test_rows"] for data in folds["data"]), f"{FOLDED} in {len(of_folds)} folds"
-    labels = folds["optimizers"]
-    said = "; ".join(f"{labels[one]} {difference(mean)}" for one, mean in means.items())
-    others = {data: found for data, found in gains.items() if data != FOLDED}
-    return [f"{name}, {rows:,} test rows in all: {said}.", *cheaper({name: means, **others}, labels, costs)]
+def auc_of(result: Record, data: str) -> float:
+    """Of the first optimizer, the mean over folds."""
+    first = next(iter(result["optimizers"]))
+    return fmean(
+        group["auc"]["mean"]
+        for group in result["groups"]
+        if group["optimizer"] == first and FOLD.sub("", group["data"]) == data
+    )
+
+
+def gains_of(result: Record) -> dict[str, dict[str, Record]]:
+    """By data set and optimizer, the difference of AUC to the first optimizer; folds of a data set are one, their mean.
+
+    Standard errors are of other rows and of other seeds.
+    """
+    found: dict[str, dict[str, list[Record]]] = {}
+    for group in result["groups"]:
+        of = found.setdefault(FOLD.sub("", group["data"]), {})
+        if "to_first" in group:
+            told = group["to_first"]["auc"]
+            seeds = math.sqrt(variance(told["by_seed"]) / len(told["by_seed"]))
+            error = math.hypot(told["standard_error"], seeds)
+            of.setdefault(group["optimizer"], []).append({**told, "standard_error": error})
+    return {data: {name: mean_gain(folds) for name, folds in of.items()} for data, of in found.items()}
 
 
 def mean_gain(differences: Sequence[Record]) -> Record:
@@ -137,18 +127,15 @@ def mean_gain(differences: Sequence[Record]) -> Record:
     }
 
 
-def gains_of(result: Record, data: str) -> dict[str, Record]:
-    """Differences to the first optimizer; their standard errors are of other rows and of other seeds."""
-    found = {}
-    for group in result["groups"]:
-        if group["data"] == data and "to_first" in group:
-            told = group["to_first"]["auc"]
-            of_seeds = math.sqrt(variance(told["by_seed"]) / len(told["by_seed"]))
-            found[group["optimizer"]] = {
-                **told,
-                "standard_error": math.hypot(told["standard_error"], of_seeds),
-            }
-    return found
+def _titled(result: Record, data: str) -> str:
+    """A data set with its folds and test rows."""
+    rows = [one["test_rows"] for one in result["data"] if FOLD.sub("", one["name"]) == data]
+    return f"{data}{f', {len(rows)} folds' if len(rows) > 1 else ''}, {sum(rows):,} test rows"
+
+
+def _cost(name: str, costs: Mapping[str, float]) -> str:
+    cost = costs.get(STEPS.get(name, name))
+    return f"{cost:.2f}x" if cost else ""
 
 
 def placed(text: str, tables: Mapping[str, str]) -> str:

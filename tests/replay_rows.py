@@ -16,11 +16,12 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.distributed import DistributedModelParallel, sharding_plan
 from torchrec.distributed.types import ShardingPlan
 
+from sparta.sharding.collectives import gather
 from sparta.sharding.helen import HelenSharder
 from sparta.sharding.rows.step import RowsStep
-from sparta.sharding.state import local_shards
+from sparta.sharding.state import Window, local_shards
 from tests.pool import Pool, RankError
-from tests.sharding.rows.world import Window, assembled, gather, whole_state
+from tests.sharding.whole import assembled, whole_state
 from tests.trajectory import BASES, DENSE, Errors, Trajectory, TrajectoryError, bce
 
 PLANS = ("table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")

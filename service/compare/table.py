@@ -31,8 +31,12 @@ def summary(result: Record) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {said}" for said in verdicts(result))])
 
 
-def told(result: Record) -> str:
-    """How the numbers came about, in a few sentences."""
+def told(result: Record, *, tested: bool = True) -> str:
+    """How the numbers came about, in a few sentences.
+
+    Args:
+        tested: also by which tests optimizers are told apart.
+    """
     seeds, tuning = len(result["seeds"]), result["tuning"]
     said = [f"Mean over {seeds} seed{'s' * (seeds > 1)} on the test split."]
     cells = max((len(group["tuning"]) for group in result["groups"]), default=0)
@@ -44,7 +48,7 @@ def told(result: Record) -> str:
         )
         on = f", on {on}" if len(result["models"]) > 1 else ""
         said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split{on}.")
-    if any("to_first" in group for group in result["groups"]):
+    if tested and any("to_first" in group for group in result["groups"]):
         said.append(
             f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
         )

@@ -61,21 +61,27 @@ def test_committed_results_are_a_study_s(path: Path) -> None:
         assert not any("test" in cell for cell in group["tuning"])
 
 
-def test_what_a_cheaper_helen_keeps_is_of_the_mean_gain_where_that_counts() -> None:
-    cheap = {"helen": (0.004, 0.0), "helen_every2": (0.003, 0.0)}
+def test_what_a_cheaper_helen_keeps_is_of_the_mean_gain_and_folds_are_one_data_set() -> None:
     found = result(
-        a=cheap,
-        b={"helen": (0.002, 0.0), "helen_every2": (0.0021, 0.0)},
-        census_income={"helen": (0.5, 0.0), "helen_every2": (0.0, 0.0)},
+        a={"helen": (0.004, 0.0), "helen_every2": (0.003, 0.0)},
+        b_fold1={"helen": (0.001, 0.002), "helen_every2": (0.0, 0.0)},
+        b_fold2={"helen": (0.003, 0.002), "helen_every2": (0.004, 0.0)},
     )
-    text = readme.quality(found, None, {"helen, ascend_every 2": 1.34})
-    assert "- Mean gain over a, b: HELEN +.0030 [+.0030, +.0030]." in text
-    assert "- HELEN_EVERY2: +.0026 [+.0026, +.0026], 85% of it, at 1.34x the plain step." in text
-    assert "| HELEN_EVERY2 |" in text
-    assert "| 1.34x |" in text
+    head, _, adam, helen, every2 = readme.quality(found, {"helen, ascend_every 2": 1.34}).splitlines()[2:]
+    assert head == "| optimizer | step | a, 100 test rows | b, 2 folds, 200 test rows | mean | of HELEN's |"
+    assert adam == "| Adam |  | .8000 | .8000 |  |  |"
+    of_b, mean = "+.0020 [-.0008, +.0048]", "+.0030 [+.0016, +.0044]"
+    assert helen == f"| HELEN |  | +.0040 [+.0040, +.0040] | {of_b} | {mean} | 100% |"
+    assert every2.startswith(
+        "| HELEN_EVERY2 | 1.34x | +.0030 [+.0030, +.0030] | +.0020 [+.0020, +.0020] | +.0025 "
+    )
+    assert every2.endswith("| 83% |")
+
+
+def test_of_a_gain_that_is_none_there_is_no_share() -> None:
     unsure = {"helen": (0.001, 0.001), "helen_every2": (0.003, 0.0)}
-    text = readme.quality(result(a=unsure, b=unsure), None, {})
-    assert "- HELEN_EVERY2: +.0030 [+.0030, +.0030]." in text
+    text = readme.quality(result(a=unsure, b=unsure), {})
+    assert text.endswith("| +.0030 [+.0030, +.0030] |  |")
 
 
 def test_the_mean_of_data_sets_is_surer_than_each() -> None:
@@ -88,26 +94,8 @@ def test_seeds_that_differ_make_a_gain_less_sure_as_rows_do() -> None:
     found = result(a={"helen": (0.0, 0.003)})
     found["groups"][1]["to_first"]["auc"]["by_seed"] = [-0.004, 0.004, -0.004, 0.004]
     of_seeds = 0.004 * math.sqrt(4 / 3) / 2  # of a mean of four
-    error = readme.gains_of(found, "a")["helen"]["standard_error"]
+    error = readme.gains_of(found)["a"]["helen"]["standard_error"]
     assert error == pytest.approx(math.hypot(0.003, of_seeds))
-
-
-def test_folds_stand_in_for_the_one_split_in_the_mean_gain() -> None:
-    folds = {
-        f"criteo_fold{k}": {"helen": (0.01 * k, 0.002), "helen_every2": (0.02, 0.002)} for k in (1, 2, 3, 4)
-    }
-    whole = result(
-        anime={"helen": (0.005, 0.0), "sam": (0.0, 0.0), "helen_every2": (0.005, 0.0)},
-        criteo_tb80k={"helen": (-0.5, 0.1), "sam": (0.0, 0.0), "helen_every2": (0.0, 0.1)},
-    )
-    text = readme.quality(whole, result(**folds), {"helen, ascend_every 2": 1.39})
-    first, mean, cheaper = text.partition(readme.WHY_FOLDS)[2].strip().splitlines()[2:]
-    assert first == (
-        "- criteo_tb80k in 4 folds, 400 test rows in all: HELEN +.0250 [+.0230, +.0270]; "
-        "HELEN_EVERY2 +.0200 [+.0180, +.0220]."
-    )
-    assert mean == "- Mean gain over criteo_tb80k in 4 folds, anime: HELEN +.0150 [+.0140, +.0160]."
-    assert cheaper == "- HELEN_EVERY2: +.0125 [+.0115, +.0135], 83% of it, at 1.39x the plain step."
 
 
 def test_the_newest_costs_count(tmp_path: Path) -> None:

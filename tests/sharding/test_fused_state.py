@@ -13,7 +13,7 @@ from sparta.sharding.shard import shard
 from sparta.sharding.state import LogicalTable, check_names
 from tests.pool import Pool
 from tests.sharding import toys
-from tests.sharding.rows.world import assembled
+from tests.sharding.whole import assembled
 
 KINDS = Fbgemm.sharding_types
 

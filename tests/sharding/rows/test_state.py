@@ -13,7 +13,8 @@ from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.state import STEP, LogicalTable
 from tests.pool import Pool
-from tests.sharding.rows.world import SHARDINGS, TableSpec, World, placements, run, sharded, whole_state
+from tests.sharding.rows.world import SHARDINGS, TableSpec, World, placements, run, sharded
+from tests.sharding.whole import whole_state
 
 KINDS = (*SHARDINGS, "mixed")
 

@@ -30,6 +30,7 @@ from sparta.sharding.rows.sharder import RowsSharder
 from sparta.sharding.rows.state import learning_state, load_learning
 from sparta.sharding.rows.step import RowsStep
 from sparta.sharding.state import OPTIM, LogicalTable, Window, local_shards
+from tests.sharding.whole import assembled, whole_state
 
 CPU = torch.device("cpu")
 
@@ -186,21 +187,6 @@ def sharded(world: World, placement: Mapping[str, str], ranks: int) -> nn.Module
     return dmp
 
 
-def assembled(shape: tuple[int, int], windows: Sequence[Window]) -> Tensor:
-    """A whole tensor, (..., *shape), from the windows of all ranks, which must agree where they overlap."""
-    whole = torch.zeros(*windows[0].values.shape[:-2], *shape, dtype=torch.float64)
-    seen = torch.zeros(shape, dtype=torch.bool)
-    for window in windows:
-        rows, columns = window.values.shape[-2:]
-        place = (..., slice(window.row, window.row + rows), slice(window.column, window.column + columns))
-        values = window.values.double()
-        alike = torch.isclose(whole[place], values, rtol=0, atol=0, equal_nan=True)
-        assert alike[..., seen[place]].all(), "replicas or copies differ"
-        whole[place], seen[place] = values, True
-    assert seen.all(), "a part of the table is nowhere"
-    return whole
-
-
 Parts = list[tuple[str, Window]]
 """What a rank holds of the tables."""
 
@@ -232,18 +218,6 @@ def whole_weights(world: World, moments: Sequence[Parts]) -> list[dict[str, Tens
         for table in world.tables
     }
     return [{name: of[moment] for name, of in found.items()} for moment in range(len(moments))]
-
-
-def whole_state(step: RowsStep) -> dict[str, Tensor]:
-    """The plan-independent state as whole tensors."""
-    found = {}
-    for name, value in learning_state(step.tables).items():
-        if isinstance(value, LogicalTable):
-            windows = [window for part in gather([*value.windows, *value.copies]) for window in part]
-            found[name] = assembled(tuple(value.shape), windows)
-        else:
-            found[name] = value.double()
-    return found
 
 
 def batch(world: World, number: int, rank: int, ranks: int) -> KeyedJaggedTensor:
