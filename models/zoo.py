@@ -8,7 +8,7 @@ first and then keywords, that has `self.embeddings = Embeddings(inputs, ...)`, a
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -23,6 +23,7 @@ from sparta.models.dlrm import DLRM
 from sparta.models.dnn import DNN
 from sparta.models.embedding import Embeddings, Inputs, Table
 from sparta.models.errors import ConfigError
+from sparta.models.names import misspelt, nearest
 from sparta.models.pnn import PNN
 from sparta.models.wide_deep import WideDeep
 
@@ -43,9 +44,9 @@ def resolve(name: str) -> type:
     Raises:
         ConfigError: no such model, module or class, or it is no nn.Module.
     """
-    if ":" not in name:
-        if name not in ZOO:
-            raise ConfigError(f"model.name: {name!r} is no model{_nearest(name, list(ZOO))}")
+    if complaint := misspelt(name):
+        raise ConfigError(f"model.name: {complaint}")
+    if name in ZOO:
         return ZOO[name]
     module_name, _, class_name = name.partition(":")
     if not (all(part.isidentifier() for part in module_name.split(".")) and class_name.isidentifier()):
@@ -60,7 +61,7 @@ def resolve(name: str) -> type:
     known = [key for key, value in vars(module).items() if _is_model(value)]
     if not hasattr(module, class_name):
         raise ConfigError(
-            f"model.name: module {module_name!r} has no {class_name!r}{_nearest(class_name, known)}"
+            f"model.name: module {module_name!r} has no {class_name!r}{nearest(class_name, known)}"
         )
     found = getattr(module, class_name)
     if not _is_model(found):
@@ -113,7 +114,7 @@ def _converted(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
         elif others:
             values[name] = value
         else:
-            raise ConfigError(f"model.args: {cls.__name__} takes no {name!r}{_nearest(name, list(keywords))}")
+            raise ConfigError(f"model.args: {cls.__name__} takes no {name!r}{nearest(name, list(keywords))}")
     for name, parameter in keywords.items():
         if parameter.default is inspect.Parameter.empty and name not in values:
             raise ConfigError(f"model.args: {name!r} is missing, {cls.__name__} requires it")
@@ -152,10 +153,3 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
             near = get_close_matches(value, re.findall("'([^']*)'", first["ctx"]["expected"]), 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{place}: {first['input']!r}: {message}{hint}") from error
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = get_close_matches(word, known, 1, 0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""

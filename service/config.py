@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from sparta.models.errors import ConfigError
+from sparta.models.names import misspelt
 from sparta.models.storage import is_url
 from sparta.service.data_settings import DataSettings
 from sparta.service.job_text import read_text, write_text
@@ -66,6 +67,13 @@ class ModelSettings(Settings):
     """Standard deviation of the tables' initial weights."""
     args: Mapping[str, Any] = {}
     """Keyword arguments of the model's constructor."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_one(cls, name: str) -> str:
+        if complaint := misspelt(name):
+            raise ValueError(complaint)
+        return name
 
 
 class TableSettings(Settings):

@@ -86,9 +86,21 @@ def edit(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
 
 
+_OTHERS = (
+    ({"files", "labels"}, "this is a spec; give it to `sparta prepare`"),
+    ({"model", "optim"}, "this is a job; give it to `sparta train`"),
+    ({"optimizers", "seeds"}, "this is a study; give it to `sparta compare`"),
+)
+"""Files of another kind, known by keys of theirs."""
+
+
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
     complaints = error.errors()
+    unknown = {one["loc"][0] for one in complaints if one["type"] == "extra_forbidden" and len(one["loc"]) == 1}
+    for keys, told in _OTHERS:
+        if keys <= unknown:
+            return told
     # A key that is missing may be there under a name that is misspelt.
     first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
     place = ".".join(str(part) for part in first["loc"])
