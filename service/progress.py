@@ -81,7 +81,9 @@ class Progress:
         self._began, self._start = self._clock(), step
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
-        if step:
+        if step and step == self.total_steps:
+            self.note(f"all {step:,} steps are done; --set train.epochs=N or train.max_steps=N, larger, goes on")
+        elif step:
             self.note(f"going on after step {step:,}")
 
     def update(self, step: int, *, epoch: int, loss: float, examples_per_second: float) -> None:

@@ -63,6 +63,14 @@ def test_eta_counts_from_where_this_process_started() -> None:
     assert second.endswith("2.5M ex/s  ETA 1:00:00")
 
 
+def test_where_all_steps_are_done_it_is_told_how_more_are_made() -> None:
+    out, text = plain()
+    with Progress(100, out=out) as progress:
+        progress.begin(100)
+    told = " ".join(text.getvalue().split())
+    assert told.startswith("note: all 100 steps are done; --set train.epochs=N or train.max_steps=N")
+
+
 def test_an_undefined_auc_is_not_shown() -> None:
     out, text = plain()
     with Progress(10, out=out) as progress:
