@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparta.service.alone import LOCK
 from sparta.service.checkpoint.manifest import FORMAT
 from sparta.service.config import load_job
 from sparta.service.run import RunDirectory
@@ -93,8 +94,8 @@ def test_what_a_killed_save_left_is_removed_and_nothing_complete_with_it(
 def refused(job: Path, run: Path) -> str:
     """What a resumption says that is refused and leaves all as it was."""
     files = [path for path in run.rglob("*") if path.is_file()]
-    # A start says that it is alive, and at which ports it answers.
-    told = (path for path in files if path.suffix != ".beat" and path.name != "metrics.json")
+    # A start says that it is alive, at which ports it answers, and who keeps the directory.
+    told = (path for path in files if path.suffix != ".beat" and path.name not in ("metrics.json", LOCK))
     before = {path: path.read_bytes() for path in told}
     attempt = start(job, run, 2)
     assert attempt.wait() == [3, 3]

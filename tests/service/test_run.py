@@ -1,5 +1,6 @@
 """What a kill leaves of a run directory."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def test_a_directory_whose_claim_was_cut_short_is_claimed_again(
     run.job.write_text(job.dump()[:written])
     elsewhere = toys.job_of(data, train={"ranks": 4})
     assert not run.begun(elsewhere if written is None else job)
-    run.claim(job, load_schema(data))
+    with closing(run.lock):
+        run.claim(job, load_schema(data))
     assert run.begun(job)
 
 

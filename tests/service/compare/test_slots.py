@@ -22,8 +22,10 @@ def test_processes_started_meanwhile_never_hear_ctrl_c_and_we_hear_it_after() ->
             started[0].send_signal(signal.SIGINT)  # while it loads
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         start()
+    signal.signal(signal.SIGINT, before)
     with started[0] as process:
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
