@@ -82,7 +82,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
         if step and step == self.total_steps:
-            self.note(f"all {step:,} steps are done; --set train.epochs=N or train.max_steps=N, larger, goes on")
+            self.note(
+                f"all {step:,} steps are done; --set train.epochs=N or train.max_steps=N, larger, goes on"
+            )
         elif step:
             self.note(f"going on after step {step:,}")
 

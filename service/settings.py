@@ -97,7 +97,9 @@ _OTHERS = (
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first complaint of pydantic as one line: where, what, and the nearest right thing."""
     complaints = error.errors()
-    unknown = {one["loc"][0] for one in complaints if one["type"] == "extra_forbidden" and len(one["loc"]) == 1}
+    unknown = {
+        one["loc"][0] for one in complaints if one["type"] == "extra_forbidden" and len(one["loc"]) == 1
+    }
     for keys, told in _OTHERS:
         if keys <= unknown:
             return told
