@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,7 @@ class RunLock:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def take(self) -> None:
         """Keep other trainings out until `close`, or until this process has ended.
@@ -38,21 +39,19 @@ class RunLock:
         if self._file or not self._run.is_dir():
             return
         try:
-            file = (self._run / LOCK).open("a+")
+            file = (self._run / LOCK).open("ab", buffering=0)
         except OSError:
             return  # what cannot be written is refused in better words
         try:
             self._wait(file)
-            file.truncate(0)
-            file.write(
-                json.dumps({"machine": _machine(), "host": socket.gethostname(), "process": os.getpid()})
-                + "\n"
-            )
-            file.flush()
         except BaseException:
             file.close()
             raise
         self._file = file
+        mine = {"machine": _machine(), "host": socket.gethostname(), "process": os.getpid()}
+        with suppress(OSError):  # a full disk is no reason not to train
+            file.truncate(0)
+            file.write(f"{json.dumps(mine)}\n".encode())
 
     def close(self) -> None:
         """Let others in."""
@@ -60,7 +59,7 @@ class RunLock:
             self._file.close()
             self._file = None
 
-    def _wait(self, file: IO[str]) -> None:
+    def _wait(self, file: IO[bytes]) -> None:
         began = time.monotonic()
         while not _locked(file):
             machine, told = _holder(self._run)
@@ -76,7 +75,7 @@ def check_alone(run: Path) -> None:
         ConfigError: one does.
     """
     try:
-        file = (run / LOCK).open()
+        file = (run / LOCK).open("rb")
     except OSError:
         return
     with file:
@@ -85,7 +84,7 @@ def check_alone(run: Path) -> None:
             raise _at_work(run, told)
 
 
-def _locked(file: IO[str]) -> bool:
+def _locked(file: IO[bytes]) -> bool:
     """Whether it is ours now, or there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

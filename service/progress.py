@@ -83,7 +83,7 @@ class Progress:
             self._bar.update(self._task, completed=step)
         if step and step == self.total_steps:
             self.note(
-                f"all {step:,} steps are done; --set train.epochs=N or train.max_steps=N, larger, goes on"
+                f"all {step:,} steps are done; a larger --set train.epochs=N or train.max_steps=N goes on"
             )
         elif step:
             self.note(f"going on after step {step:,}")

@@ -46,6 +46,7 @@ def test_a_second_training_in_the_directory_is_refused_and_the_first_knows_nothi
     run = tmp_path / "run"
     first = start(job, run, 2)
     while not (run / "schema.json").exists():
+        assert first.processes[0].is_alive(), first.said(0)
         time.sleep(0.01)
     for rank in (0, 1):
         first.kill(rank, signal.SIGSTOP)

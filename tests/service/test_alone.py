@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -86,3 +87,19 @@ def test_where_there_are_no_locks_one_trains_without(tmp_path: Path, monkeypatch
         lock.take()
     RunLock(tmp_path / "not there").take()
     check_alone(tmp_path)
+
+
+def test_a_disk_that_takes_nothing_is_no_reason_not_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "MOMENT_SECONDS", 0.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(RunLock(tmp_path)) as lock:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            lock.take()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (tmp_path / LOCK).read_bytes() == b""
+        with pytest.raises(ConfigError, match="another process is training there"):
+            RunLock(tmp_path).take()

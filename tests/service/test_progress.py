@@ -68,7 +68,7 @@ def test_where_all_steps_are_done_it_is_told_how_more_are_made() -> None:
     with Progress(100, out=out) as progress:
         progress.begin(100)
     told = " ".join(text.getvalue().split())
-    assert told.startswith("note: all 100 steps are done; --set train.epochs=N or train.max_steps=N")
+    assert told.startswith("note: all 100 steps are done; a larger --set train.epochs=N or train.max_steps=N")
 
 
 def test_an_undefined_auc_is_not_shown() -> None:
