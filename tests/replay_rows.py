@@ -102,11 +102,11 @@ def replay(rank: int, ranks: int, path: Path, plan: str) -> dict[str, float]:
     step = RowsStep(module, dense, perturb_dense=bool(hyper["net_pert"]), rho=hyper["rho"])
     share = slice(rank * samples // ranks, (rank + 1) * samples // ranks)
     found = Errors(file)
-    found.see(0, weights(file, module, parameters))
+    before = weights(file, module, parameters)
+    found.see(0, before)
     for number in range(file.steps):
         sparse = jagged(file, number, share)
         labels = file.arrays["labels"][number][share].float()
-        before = weights(file, module, parameters)
         seen: list[dict[str, Tensor]] = []
 
         def loss() -> Tensor:
@@ -120,8 +120,9 @@ def replay(rank: int, ranks: int, path: Path, plan: str) -> dict[str, float]:
         step(loss)
         found.see(number, {"loss1": seen[0]["loss"], "loss2": seen[1]["loss"]})
         found.see(number, {f"eps_{key}": seen[1][key] - before[key] for key in before})
-        found.see(number + 1, {**weights(file, module, parameters), **moments(step, dense, parameters)})
-        counts = {key: x[:, 0] for key, x in whole_state(step).items() if key.endswith("/count")}
+        before, state = weights(file, module, parameters), whole_state(step)
+        found.see(number + 1, {**before, **moments(state, dense, parameters)})
+        counts = {key: x[:, 0] for key, x in state.items() if key.endswith("/count")}
         found.see(
             number, {f"N{j}": counts[f"optim/{key}/count"] for j, key in enumerate(file.tables) if counts}
         )
@@ -180,11 +181,11 @@ def weights(file: Trajectory, module: nn.Module, dense: dict[str, nn.Parameter])
 
 
 def moments(
-    step: RowsStep, dense: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+    state: dict[str, Tensor], dense: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimizers' state by the file's keys; collective."""
+    """The optimizers' state by the file's keys; `state` is the tables'."""
     found = {}
-    for name, value in whole_state(step).items():
+    for name, value in state.items():
         table, _, kind = name.removeprefix("optim/").partition("/")
         if kind == "sum":
             found[f"acc_{table}"] = value[:, 0]

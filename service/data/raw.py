@@ -83,9 +83,10 @@ class RawFile:
             if name not in types:
                 if name in self.optional:
                     continue
+                undivided = not self.parquet and len(types) == 1
                 raise DataError(
                     f"{self.path}: no column {name!r}; it has {_some(types)}; mend the file, the spec's columns "
-                    "or rename"
+                    + ("or delimiter" if undivided else "or rename")
                 )
             self._check_type(name, types[name], kind)
 
@@ -239,7 +240,9 @@ class RawFile:
                 if kinds[name] == "number" and at + len(batch) > first:
                     bad = _first_bad(column, self.spec.missing)
                     if bad is not None:
-                        return f"{Place(self.path, at)(bad, name)}: {column[bad].as_py()!r} is no number; mend it"
+                        value = column[bad].as_py()
+                        place = Place(self.path, at)(bad, name)
+                        return f"{place}: {value!r} is no number; mend it, or add it to the spec's missing"
             at += len(batch)
         return None
 
@@ -292,6 +295,7 @@ def _one_line(path: Path, blame: Callable[[], str | None] = lambda: None) -> Ite
             with suppress(OSError, pa.ArrowException):
                 found = blame()
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(
-            found or f"{path}: not readable ({reason}); it may be cut short or damaged"
-        ) from error
+        way_out = "it may be cut short or damaged"
+        if "CSV parse error" in reason:
+            way_out = "mend the row, or the spec's delimiter or quote"
+        raise DataError(found or f"{path}: not readable ({reason}); {way_out}") from error

@@ -27,12 +27,13 @@ def assembled(shape: tuple[int, int], windows: Sequence[Window]) -> Tensor:
 
 
 def whole_state(step: RowsStep) -> dict[str, Tensor]:
-    """The plan-independent state as whole tensors."""
-    found = {}
-    for name, value in learning_state(step.tables).items():
-        if isinstance(value, LogicalTable):
-            windows = [window for part in gather([*value.windows, *value.copies]) for window in part]
-            found[name] = assembled(tuple(value.shape), windows)
-        else:
-            found[name] = value.double()
-    return found
+    """The plan-independent state as whole tensors; collective."""
+    state = learning_state(step.tables)
+    tables = {name: value for name, value in state.items() if isinstance(value, LogicalTable)}
+    parts = gather({name: [*value.windows, *value.copies] for name, value in tables.items()})
+    return {
+        name: assembled(tuple(value.shape), [window for part in parts for window in part[name]])
+        if name in tables
+        else value.double()
+        for name, value in state.items()
+    }
