@@ -1,7 +1,8 @@
 """Four worker processes, started once for the whole test session, that act as ranks over gloo.
 
-Importing torch and torchrec takes seconds a process, so workers stay; each call makes a fresh default process
-group of 1, 2 or 4 of them and takes it down after, so code under test finds its ranks in the world group.
+Importing torch and torchrec takes seconds a process, so a server does it once and forks the workers, and they stay;
+each call makes a fresh default process group of 1, 2 or 4 of them and takes it down after, so code under test finds
+its ranks in the world group.
 `fn(rank, ranks, *args)` must be a module-level function. An exception or a hang in any worker fails the call
 with that worker's traceback; workers that hang or died are then replaced.
 """
@@ -15,12 +16,20 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 180.0
 GRACE_SECONDS = 3.0
 """Time for the other ranks to report after the first has failed."""
+
+
+def forking() -> ForkServerContext:
+    """What starts processes in a moment: forks of one server of this process that has imported preload.py."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    return context
 
 
 class RankError(AssertionError):
@@ -153,7 +162,7 @@ class Pool:
         self._workers = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forking()
         for rank in range(self._size):
             ours, theirs = context.Pipe()
             process = context.Process(

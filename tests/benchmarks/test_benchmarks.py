@@ -1,7 +1,6 @@
 """Every benchmark runs, in the small, and says what the README's tables and `make bench-verify` read."""
 
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -16,6 +15,7 @@ import pytest
 from benchmarks import speed
 from benchmarks.measured import APART
 from sparta.launcher.local import MEMORY_AND_THREADS
+from tests.pool import forking
 
 ROOT = Path(__file__).parents[2]
 NO_QUESTION = {"measured", "shape", "turns", "readme", "speed", "verify"}
@@ -62,8 +62,7 @@ def run(name: str, out: str) -> None:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
     """What a benchmark printed, by its name."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.preload"])
+    context = forking()
 
     @cache
     def of(name: str) -> Report:

@@ -4,7 +4,6 @@ Importing torch and torchrec takes seconds, so a server process does it once and
 `train` as `sparta train` would, with its output in `<run>.rank-<r>.txt`; there is no torchrun, so nobody restarts.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparta.service.heartbeat import read_beats
-
-_PRELOAD = ["tests.faults.preload"]
+from tests.pool import forking
 
 Fault = Callable[..., None]
 """A module-level function that prepares a rank to go wrong: `fault(rank, *arguments)`, called before training."""
@@ -64,8 +62,7 @@ def start(
     job: Path, run: Path, ranks: int, fault: Fault | None = None, *arguments: object, resume: bool = True
 ) -> Attempt:
     """Start all ranks of a run, or start it again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = forking()
     attempt = Attempt(run)
     store = run.with_name(f"{run.name}.store-{time.monotonic_ns()}")
     for rank in range(ranks):

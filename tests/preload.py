@@ -1,4 +1,4 @@
-"""What the server imports once, so that the ranks it forks have it."""
+"""What a server process imports once, so that those it forks have it (see pool.py)."""
 
 import torchrec  # noqa: F401
 
