@@ -4,7 +4,7 @@ resuming a table of 10M rows with Adam's state beside reading the same bytes wit
 DeepFM of the speed shape (benchmarks/shape.py), one process. Runs with and without saves take turns, so that
 whatever else the machine does hits both alike; prints one JSON object.
 
-    python benchmarks/checkpoint.py [--rounds 5] [--rows 1000000] [--large 10000000] [--folder DIR]
+    python benchmarks/checkpoint.py [--rounds 9] [--rows 1000000] [--large 10000000] [--folder DIR]
 """
 
 import argparse
@@ -132,7 +132,7 @@ def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=MILLION)
     parser.add_argument("--large", type=int, default=10 * MILLION)
     parser.add_argument("--steps", type=int, default=200, help="between two checkpoints")

@@ -6,7 +6,7 @@ runs of `sparta train` with the same global batch, one rank and two in turns; th
 two cores one rank has two threads and each of two ranks has one. Prints one JSON object: ratios to the smallest,
 examples/s, machine.
 
-    python benchmarks/growth.py [--rounds 15] [--pairs 5] [--only rows|batch|ranks]
+    python benchmarks/growth.py [--rounds 15] [--pairs 9] [--only rows|batch|ranks]
 """
 
 import argparse
@@ -95,7 +95,7 @@ QUESTIONS: dict[str, Callable[[str, argparse.Namespace], Answer]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--pairs", type=int, default=5, help="of whole trainings")
+    parser.add_argument("--pairs", type=int, default=9, help="of whole trainings")
     parser.add_argument("--steps", type=int, default=120, help="of a whole training")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--batch", type=int, default=Shape().batch, help="where rows or ranks grow")

@@ -1,6 +1,6 @@
 """Rows per second and peak memory of `sparta prepare` on synthetic rows.
 
-    python benchmarks/prepare.py [--rows 1000000 10000000] [--pairs 3]
+    python benchmarks/prepare.py [--rows 1000000 10000000] [--pairs 7]
 
 The raw rows are made first (`sparta synth`: 13 numbers, 26 categories, one list column). `prepare` runs in a process of
 its own, with few rows and with many in turns; `peak_bytes` is its largest resident memory, `start_bytes` what it held
@@ -32,7 +32,7 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, nargs=2, default=(1_000_000, 10_000_000))
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
