@@ -9,7 +9,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -59,12 +59,19 @@ class Machines:
     """Times that the scheduler starts all machines again."""
 
 
-def training(path: Path, words: Sequence[str], run: str | None, machines: Machines) -> tuple["AppDef", "Job"]:
+def training(
+    path: Path,
+    words: Sequence[str],
+    run: str | None,
+    machines: Machines,
+    fresh: Callable[[str], Path] = RUNS.joinpath,
+) -> tuple["AppDef", "Job"]:
     """`sparta train` of a job file, going on where the run directory holds a checkpoint; and the job.
 
     Args:
         words: further arguments of `sparta train`; its `--set` edit the job here.
-        run: the run directory, which all machines reach; `runs/<name>` if None, in a container `/runs/<name>`.
+        run: the run directory, which all machines reach; if None, in a container `/runs/<name>`, else what
+            `fresh` makes of the job's name.
 
     Raises:
         ConfigError: bad job, resource, mount or number of ranks.
@@ -80,7 +87,7 @@ def training(path: Path, words: Sequence[str], run: str | None, machines: Machin
     raw = read_text(path, overrides)
     # Variables and relative paths in it are resolved where it runs.
     job, text = check_job(raw, str(path)), write_text(raw)
-    directory = run or str((RUNS if machines.image is None else CONTAINER_RUNS) / job.name)
+    directory = run or str(fresh(job.name) if machines.image is None else CONTAINER_RUNS / job.name)
     arguments = ["train", f"{ENVIRONMENT}{JOB_VARIABLE}", "--run-dir", directory, "--resume", *rest]
     app = on_ranks(
         arguments,

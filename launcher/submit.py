@@ -8,12 +8,12 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparta.launcher.request import NEW_RUN
-from sparta.launcher.run_directory import first_free, given, next_free
+from sparta.launcher.run_directory import discard_unless_begun, first_free, given, next_free
 from sparta.models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def parser() -> Parser:
     )
     top.add_argument(
         "--run-dir",
-        help="default: runs/<name>, in a container /runs/<name>; machines share it, and go on with what is there",
+        help="default: the first free of runs/<name>, runs/<name>-2, ..., in a container /runs/<name>; "
+        "machines share it, and go on with what is there",
     )
     top.add_argument(
         "--resume", action="store_true", help="local_cwd: go on with what the run directory holds"
@@ -122,10 +123,7 @@ def hand_over(argv: Sequence[str], *, service: str) -> str:
     if arguments.scheduler == LOCAL:
         job, train, run = _here(arguments, words, service)
         return _start(job, train, run, service).handle
-    from sparta.launcher import cluster
-
-    app, job, options = _there(arguments, words)
-    return cluster.send(app, job, arguments.scheduler, options)
+    return _send(arguments, words)
 
 
 def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -226,16 +224,37 @@ def _directory(arguments: argparse.Namespace, job: "Job") -> Path:
 def _on_a_cluster(arguments: argparse.Namespace, words: list[str]) -> int:
     from sparta.launcher import cluster
 
-    app, job, options = _there(arguments, words)
     if arguments.dry_run:
+        app, job, options = _there(arguments, words, first_free)
         print(cluster.render(app, job, arguments.scheduler, options), end="")
         return 0
-    handle = cluster.send(app, job, arguments.scheduler, options)
+    handle = _send(arguments, words)
     print(handle, file=sys.stderr if arguments.wait else sys.stdout, flush=True)
     return cluster.wait(handle) if arguments.wait else 0
 
 
-def _there(arguments: argparse.Namespace, words: list[str]) -> tuple["AppDef", "Job", dict[str, Any]]:
+def _send(arguments: argparse.Namespace, words: list[str]) -> str:
+    """Hand the job to the scheduler; its handle. A run directory made for it goes again if it is refused."""
+    from sparta.launcher import cluster
+
+    made: list[Path] = []
+
+    def fresh(name: str) -> Path:
+        made.append(next_free(name))
+        return made[0]
+
+    try:
+        app, job, options = _there(arguments, words, fresh)
+        return cluster.send(app, job, arguments.scheduler, options)
+    except ConfigError:
+        for run in made:
+            discard_unless_begun(run)
+        raise
+
+
+def _there(
+    arguments: argparse.Namespace, words: list[str], fresh: Callable[[str], Path]
+) -> tuple["AppDef", "Job", dict[str, Any]]:
     """The job as TorchX takes it, the job, and the scheduler's options."""
     from sparta.launcher import cluster
     from sparta.launcher.app import Machines, training, unmounted
@@ -265,7 +284,7 @@ def _there(arguments: argparse.Namespace, words: list[str]) -> tuple["AppDef", "
         environment=dict(_pair(text) for text in arguments.env),
         retries=arguments.retries,
     )
-    app, job = training(arguments.job, [*overrides, *words], arguments.run_dir, machines)
+    app, job = training(arguments.job, [*overrides, *words], arguments.run_dir, machines, fresh)
     if scheduler in CONTAINERS and job.kubernetes.queue:
         options.setdefault("queue", job.kubernetes.queue)
     if scheduler in CONTAINERS and (path := unmounted(job, app)):

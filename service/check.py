@@ -13,6 +13,7 @@ from sparta.models.schema import Schema
 from sparta.service import build
 from sparta.service.config import Job
 from sparta.service.world import World, device_for
+from sparta.sharding.device import usable_gpus
 from sparta.sharding.human import human
 from sparta.sharding.plan import Plan
 from sparta.sharding.tables import tables_of
@@ -47,7 +48,9 @@ def check(job: Job) -> list[str]:
         f"data: {job.data.path}: {rows} rows; labels {', '.join(schema.labels)}",
         f"training: {total:,} steps, {steps:,} an epoch, of {job.data.batch_size:,} samples on {job.train.ranks} ranks",
         f"plan: {placements(plan)}; at most {human(max(plan.rank_bytes(r) for r in range(plan.ranks)))} a rank",
-        "ok",
+        "ok"
+        if device == "cpu" or (gpus := usable_gpus()) >= job.train.ranks
+        else f"ok on a machine with a GPU for each rank: train.device is cuda, and this one has {gpus}",
     ]
 
 

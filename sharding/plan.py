@@ -235,6 +235,10 @@ class _Enumerator(EmbeddingEnumerator):  # type: ignore[misc]
     def enumerate(self, module: Any, sharders: Any) -> list[ShardingOption]:
         order = list(self._tables)
         options = super().enumerate(module, sharders)
+        # A table that TorchRec cuts into one column shard is whole; table_wise is among the choices then.
+        options = [
+            option for option in options if option.sharding_type != "column_wise" or option.num_shards > 1
+        ]
         # Of equally fast choices the first wins, so the plainest stands first.
         return sorted(
             options, key=lambda o: (order.index(table_name(o.name)), SHARDING_TYPES.index(o.sharding_type))

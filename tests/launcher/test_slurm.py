@@ -52,6 +52,7 @@ def test_a_dry_run_prints_the_script_and_nothing_else(work: Path) -> None:
     jobs = [line for line in lines if line.startswith("#SBATCH --job-name")]
     assert len(jobs) == 2
     assert all("--partition=p" in line and "--time=1" in line for line in jobs)
+    assert not (work / "runs").exists()
 
 
 def test_a_dry_run_loads_no_torch(work: Path) -> None:
@@ -82,6 +83,17 @@ def test_a_job_is_submitted_followed_and_looked_at(work: Path) -> None:
     assert {line.partition(" ")[0] for line in logs} <= {"[1]"}
     assert drive("cancel", HANDLE, cwd=work).stdout == f"{HANDLE} FAILED\n"
     assert drive("logs", "slurm://sparta/18", cwd=work).returncode == 2
+
+
+def test_a_run_that_is_there_stays_what_it_is(work: Path) -> None:
+    for name in ("fake", "fake-2"):
+        assert drive("submit", "job.yaml", "-s", "slurm", cwd=work).returncode == 0
+        assert f" --run-dir runs/{name} " in (work / "slurm" / "script").read_text()
+        assert (work / "runs" / name).is_dir()
+        drive("cancel", HANDLE, cwd=work)
+    refused = drive("submit", "job.yaml", "-s", "slurm", "--resource", "x", cwd=work)
+    assert refused.returncode == 2
+    assert not (work / "runs" / "fake-3").exists()
 
 
 def test_a_job_is_cancelled(work: Path) -> None:

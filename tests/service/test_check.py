@@ -43,9 +43,12 @@ def test_check_counts_each_placement(data: Path) -> None:
         assert placed in plan
 
 
-def test_check_plans_for_the_device_of_the_job(data: Path) -> None:
-    tables = {"name": "adam"}
-    assert check(toys.job_of(data, optim={"tables": tables}, train={"device": "cuda"}))[-1] == "ok"
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_check_plans_for_the_device_of_the_job(data: Path, gpus, monkeypatch) -> None:
+    monkeypatch.setattr("sparta.service.check.usable_gpus", lambda: gpus)
+    lines = check(toys.job_of(data, optim={"tables": {"name": "adam"}}, train={"device": "cuda", "ranks": 2}))
+    lacking = f"ok on a machine with a GPU for each rank: train.device is cuda, and this one has {gpus}"
+    assert lines[-1] == ("ok" if gpus == 2 else lacking)
 
 
 def test_plan_for_eight_gpus_needs_none(job: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_column_wise_splits_narrow_tables_and_leaves_their_twins_whole() -> None
     assert [s.columns for s in found.table("T1").shards] == [(0, 4), (4, 8), (8, 10)]
     assert [s.columns for s in found.table("T2").shards] == [(0, 4), (4, 8), (8, 12), (12, 16)]
     assert found.table("T0.wide").sharding == "table_wise"
+
+
+@pytest.mark.parametrize("dim", [16, 128, 512])
+def test_what_is_called_column_wise_is_cut(dim) -> None:
+    of = [table for number in range(8) for table in tables(dim, rows=50 * 4**number)]
+    of = [replace(table, name=f"{n}.{table.name}") for n, table in enumerate(of)]
+    found = plan(of, ranks=8, device="cuda", memory_bytes=80 * GIB).tables
+    cut = [len(table.shards) for table in found if table.sharding == "column_wise"]
+    assert all(shards > 1 for shards in cut)
+    assert bool(cut) == (dim == 512)
 
 
 def test_rowwise_adagrad_is_not_split_by_columns_unless_asked() -> None:
