@@ -20,10 +20,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from sparta.models.errors import ConfigError
 from sparta.service.run import write_atomically
 from sparta.service.telemetry.instruments import PHASES
-from sparta.service.telemetry.phases import Marks
+from sparta.service.telemetry.phases import BETWEEN, Marks
 
 FOLDER = "profile"
-BETWEEN = "between steps"
 OPERATORS = 20
 
 
@@ -93,6 +92,11 @@ class Profile:
                 self.close()
         self._start_in_time()
 
+    def outside(self, phase: str) -> None:
+        self._marks.outside(phase)
+        if self._profiler:
+            self._mark(phase)
+
     def close(self) -> None:
         """Write what was seen; training ends, maybe before the last step that was asked for."""
         if self._profiler is None:
@@ -111,7 +115,8 @@ class Profile:
         self._profiler.export_chrome_trace(str(trace))
         table = trace.with_name(f"rank-{self._rank}.txt")
         write_atomically(table, self.table() + "\n\n" + self._operators() + "\n")
-        self._note(f"profile of steps {self._first} to {self._step}: {table} and {trace.name}")
+        first = self._step - len(self._spent) + 1  # a resumed training may have begun within the range
+        self._note(f"profile of steps {first} to {self._step}: {table} and {trace.name}")
         self._profiler, self._over = None, True
 
     def table(self) -> str:

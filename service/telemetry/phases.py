@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+BETWEEN = "between steps"
+"""What is neither a phase of a step nor of the work that stands between two."""
 SAMPLE_SECONDS = 1.0
 """Between two steps whose events are recorded."""
 
@@ -78,6 +80,10 @@ class Marks(Protocol):
 
     def end_step(self) -> None: ...
 
+    def outside(self, phase: str) -> None:
+        """No step is under way; this begins, or BETWEEN again."""
+        ...
+
 
 class Phases:
     """The phases of one step after the other.
@@ -113,6 +119,9 @@ class Phases:
         if self._waiting and self._timer.passed(self._waiting[-1][1]):
             self._tell(self._waiting)
             self._waiting = []
+
+    def outside(self, phase: str) -> None:
+        """Nothing: these are no phases of steps."""
 
     def _tell(self, marks: list[tuple[str, Any]]) -> None:
         spent: defaultdict[str, float] = defaultdict(float)

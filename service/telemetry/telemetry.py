@@ -21,7 +21,7 @@ from sparta.models.errors import DataError
 from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.step import Step, unheard
 from sparta.service.telemetry.instruments import PHASES, WINDOW, Instruments, Labelled
-from sparta.service.telemetry.phases import Marks, Phases, timer
+from sparta.service.telemetry.phases import BETWEEN, Marks, Phases, timer
 from sparta.service.telemetry.window import Window
 from sparta.sharding.rows.sample import Sampler
 from sparta.sharding.rows.tables import RowTables
@@ -141,9 +141,11 @@ class Telemetry:
     def between(self, phase: str) -> Iterator[None]:
         """What is no step: eval, checkpoint."""
         began = time.perf_counter()
+        self.phases.outside(phase)
         try:
             yield
         finally:
+            self.phases.outside(BETWEEN)
             spent = time.perf_counter() - began
             self.instruments.phase_seconds.labels(phase).observe(spent)
             if self._step_ended is not None:

@@ -16,6 +16,7 @@ from sparta.service.train import train
 from sparta.service.world import world
 from tests.pool import Pool
 from tests.service import toys
+from tests.service.refusal import sparta
 from tests.service.test_ascent import losses
 
 HELEN = {"tables": {"name": "helen", "lr": 0.01}}
@@ -65,6 +66,26 @@ def test_a_training_that_ends_earlier_is_told_as_far_as_it_went(
         pool.run(1, profiled, job, run, steps)
         assert not (run / "profile").exists()
         assert len(losses(run)) == 5
+
+
+def test_evaluations_and_saves_are_told_apart(pool: Pool, data: Path, tmp_path: Path) -> None:
+    job = toys.job_of(data, optim=HELEN, train={"max_steps": 6, "evaluate_every": 3}, checkpoint={"every": 2})
+    pool.run(1, profiled, job, tmp_path / "run", (2, 5))
+    found = ranges(tmp_path / "run", 0)
+    # After steps 2, 3 and 4; what follows step 5 is not looked at.
+    assert (found["eval"], found["optimizer"]) == (1, 4)
+    assert found["checkpoint"] >= 2
+    table = (tmp_path / "run" / "profile" / "rank-0.txt").read_text()
+    assert {"eval", "checkpoint", "between"} <= {line.split()[0] for line in table.split("\n\n")[0].splitlines()}
+
+
+def test_a_resumed_training_says_from_where_it_looked(data: Path, tmp_path: Path) -> None:
+    job = toys.job_file(tmp_path, data, optim=HELEN)
+    run = ("train", job, "--run-dir", tmp_path / "run", "--ranks", "1")
+    assert sparta(*run, "--set", "train.max_steps=3")[0] == 0
+    code, _, said = sparta(*run, "--resume", "--set", "train.max_steps=6", "--profile", "2-5")
+    assert code == 0
+    assert f"profile of steps 4 to 5: {tmp_path}/run/profile/rank-0.txt" in said
 
 
 @pytest.mark.parametrize("text", ["20", "0-4", "5-4", "a-b", "3-", "1-2-3"])
