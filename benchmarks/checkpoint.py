@@ -57,10 +57,10 @@ def stalls(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     beside = Saved(options.rows, folder / "beside")
     at_once = Saved(options.rows, folder / "at_once", background=False)
     taken: dict[str, list[float]] = {"beside": [], "at_once": []}
-    for _ in range(rounds + 1):
-        taken["beside"].append(beside.save())
-        beside.checkpoints.wait()
-        taken["at_once"].append(at_once.save())
+    for turn in range(rounds + 1):
+        for name, saved in [("beside", beside), ("at_once", at_once)][:: 1 if turn % 2 else -1]:
+            taken[name].append(saved.save())
+            saved.checkpoints.wait()
     return {
         "bytes": beside.checkpoints.log.bytes,
         "first_stall_seconds": round(taken["beside"][0], 4),
@@ -115,12 +115,14 @@ def resuming(rounds: int, folder: Path, options: argparse.Namespace) -> dict[str
         saved.checkpoints.load(state, found[0], checked=True)
         saved.step.load_state_dict({key: state[key] for key in state if not key.startswith(WEIGHTS)})
 
+    def read() -> None:
+        for file in manifest.files:
+            disk.sha256(storage, f"{name}/{file}")
+
     taken: dict[str, list[float]] = {"resume": [], "read": []}
-    for _ in range(rounds + 1):
-        taken["read"].append(
-            seconds(lambda: [disk.sha256(storage, f"{name}/{file}") for file in manifest.files])
-        )
-        taken["resume"].append(seconds(resume))
+    for turn in range(rounds + 1):
+        for of, work in [("read", read), ("resume", resume)][:: 1 if turn % 2 else -1]:
+            taken[of].append(seconds(work))
     return {
         "table_rows": options.large,
         "bytes": manifest.bytes,

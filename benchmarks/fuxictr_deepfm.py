@@ -2,7 +2,7 @@
 
     python benchmarks/fuxictr_deepfm.py DATASET BATCH EPOCHS HIDDEN...
 
-Prints the examples a second of the training epochs after the first.
+Prints, as JSON, the examples a second of the training epochs after the first, and versions.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def main() -> None:
             if epoch == 1:
                 began = time.perf_counter()
             model.train_epoch(loader)
-        print(loader.num_samples * (epochs - 1) / (time.perf_counter() - began))
+        rate = loader.num_samples * (epochs - 1) / (time.perf_counter() - began)
+        versions = {package: version(package) for package in ("fuxictr", "torch")}
+        print(json.dumps({"examples_per_second": rate, "versions": versions}))
 
 
 if __name__ == "__main__":

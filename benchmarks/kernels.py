@@ -3,7 +3,8 @@
 One group of tables, one id a bag, Zipf ids: finding the touched rows (`touch`, once a step), pass 1 (`reduce` and
 `perturb`) and pass 2 (`reduce` and `step`, which also restores). All contestants take turns within every
 repetition; prints one JSON object: median milliseconds, ratios as medians within the repetitions, machine.
-FBGEMM's figure is its backward alone, which finds the rows, sums and steps; its lookup is not counted.
+FBGEMM's figure is its backward alone, which finds the rows, sums and steps; its lookup is not counted. Row-wise
+Adagrad is what a plain loop has; with an accumulator an element FBGEMM is much faster on a CPU, so that is told too.
 
     python benchmarks/kernels.py [--threads 1]
 
@@ -12,8 +13,9 @@ becoming vector instructions (touch 2.7 -> 1.2, reduce 2.5 -> 1.7, perturb 2.8 -
 asking for rows ahead of time (Adam's step 5.3 -> 2.3, row-wise Adagrad's 2.6 -> 1.3, perturb 1.3 -> 1.1).
 
 With two threads what torch ran just before matters: its OpenMP threads go on spinning for a while and hold the
-core that ours need (perturb 3.4 in place of 1.0 after a large torch operation). OMP_WAIT_POLICY=passive, in
-the environment before the process starts, ends that, but FBGEMM's backward then took 41 in place of 27.
+core that ours need (perturb 3.4 in place of 1.0 after a large torch operation). So both sides run with what our
+launcher sets (GOMP_SPINCOUNT, among others). OMP_WAIT_POLICY=passive also ends that, but FBGEMM's backward then took
+41 in place of 27.
 
 What did not: asking ahead for pooled gradients or accumulators of `reduce`; loops over columns in fixed
 blocks of 16 and 4 (reduce 1.7 -> 2.2); the sum of squares in a loop of its own for ASAM. Buffers are made anew
@@ -35,12 +37,13 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measured import circumstances, ratio
+from measured import as_launched, circumstances, ratio
 
 from sparta.optim.rows.cpu import CPU
 from sparta.optim.rows.group import BASES, Bags, Group, Rates, Shape, Slots, Sum, Touched
 
 SCALE, RATE, EPS = 1e-3, 0.01, 1e-8
+FBGEMM = "fbgemm: backward, rowwise_adagrad"
 
 
 def ids_of(tables: int, rows: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -80,8 +83,8 @@ class Ours:
         return found
 
 
-def fbgemm(tables: int, rows: int, dim: int) -> Any:
-    """FBGEMM's fused row-wise Adagrad for the same tables."""
+def fbgemm(base: str, tables: int, rows: int, dim: int) -> Any:
+    """FBGEMM's tables of the same shapes, with an optimizer fused into their backward."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -91,7 +94,7 @@ def fbgemm(tables: int, rows: int, dim: int) -> Any:
 
     return SplitTableBatchedEmbeddingBagsCodegen(
         [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * tables,
-        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        optimizer=EmbOptimType[f"EXACT_{base.upper()}"],
         learning_rate=RATE,
         eps=EPS,
         bounds_check_mode=BoundsCheckMode.NONE,
@@ -110,7 +113,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     tables, rows, dim, samples = options.tables, options.rows, options.dim, options.batch
     generator = torch.Generator().manual_seed(1)
     ours = {base: Ours(base, tables, rows, dim, samples) for base in ("adam", "rowwise_adagrad")}
-    theirs = fbgemm(tables, rows, dim)
+    theirs = {base: fbgemm(base, tables, rows, dim) for base in ("rowwise_adagrad", "adagrad")}
+    scales = torch.full((tables * samples,), SCALE, dtype=torch.float64)
     first_rows = (torch.arange(tables) * rows).repeat_interleave(samples)
     taken: dict[str, list[float]] = {}
     for turn in range(options.repeats + 3):
@@ -126,12 +130,12 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
         for base, one in ours.items():
             bags, touched = timed(f"{base}: touch", lambda one=one, ids=ids: one.touch(ids))
-            scale = torch.full((len(touched.rows),), SCALE, dtype=torch.float64)
-            given = bags, touched, pooled
+            given, scale = (bags, touched, pooled), scales[: len(touched.rows)]
             saved = timed(f"{base}: pass 1", lambda one=one, a=given, s=scale: one.first(*a, s))
             timed(f"{base}: pass 2", lambda one=one, a=given, s=scale, w=saved: one.second(*a, s, w))
-        out = theirs(ids, torch.arange(tables * samples + 1))
-        timed("fbgemm: backward", lambda out=out, pooled=pooled: out.backward(pooled))
+        for base, other in theirs.items():
+            out = other(ids, torch.arange(tables * samples + 1))
+            timed(f"fbgemm: backward, {base}", lambda out=out, pooled=pooled: out.backward(pooled))
         timed(
             "torch: unique and index_add",
             lambda ids=ids, pooled=pooled: unique_and_add(ids, first_rows, pooled, dim),
@@ -160,12 +164,15 @@ def main() -> None:
         "ratios": {
             **{
                 f"finding rows and both passes to FBGEMM's backward, {base}": share(
-                    "fbgemm: backward", f"{base}: touch", f"{base}: pass 1", f"{base}: pass 2"
+                    FBGEMM, f"{base}: touch", f"{base}: pass 1", f"{base}: pass 2"
                 )
                 for base in ("adam", "rowwise_adagrad")
             },
             "a plain step to FBGEMM's backward": share(
-                "fbgemm: backward", "rowwise_adagrad: touch", "rowwise_adagrad: pass 2"
+                FBGEMM, "rowwise_adagrad: touch", "rowwise_adagrad: pass 2"
+            ),
+            "FBGEMM's backward with adagrad to that with rowwise_adagrad": share(
+                FBGEMM, "fbgemm: backward, adagrad"
             ),
             "touch and pass 1 to unique and index_add": share(
                 "torch: unique and index_add", "adam: touch", "adam: pass 1"
@@ -180,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    as_launched()
     main()

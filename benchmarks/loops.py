@@ -276,6 +276,8 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted({question.group for question in QUESTIONS}))
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps is not None and options.steps <= WARM:
+        parser.error(f"--steps {options.steps}: the first {WARM} do not count; give more")
     if options.child:
         kind, precision, *numbers = options.child
         rows, batch, steps = map(int, numbers)

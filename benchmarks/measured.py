@@ -22,16 +22,18 @@ DATED = "-????-??-??.json"
 DRIFT = 0.1
 """By how much a ratio changes from one process, hour or machine of a kind to another, whatever its pairs say.
 
-Medians of six runs of kernels.py in an hour lay 9% apart, of 30 pairs each; a day before one was 25% lower.
+Medians of six runs of kernels.py in an hour lay 9% apart, of 30 pairs each. It does not cover every state of a shared
+machine: a day before one was 25% lower.
 """
 APART = ("small",)
 """Benchmarks with ratios that `make bench` does not run, for they need what a fresh clone has not."""
 
 
-def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
-    """The ratios of neighbouring measurements: median, spread (10th and 90th percentile), number.
+def ratio(of: Sequence[float], to: Sequence[float], drift: float = DRIFT) -> dict[str, Any]:
+    """The ratios of measurements of one round: median, spread (10th and 90th percentile), number.
 
-    From three pairs on also `repeat`: where the median of another run like this lies, 99 times in 100.
+    From three pairs on also `repeat`: where the median of another run like this lies 99 times in 100 while the machine
+    stays as it is, and `drift` beside that.
     """
     found = [a / b for a, b in zip(of, to, strict=True)]
     tenths = statistics.quantiles(found, n=10, method="inclusive") if len(found) > 1 else found * 9
@@ -44,7 +46,7 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
     if len(found) > 2:
         # Two medians of n normal logarithms differ by 2 * pi / 2n of their variance.
         error = statistics.stdev(map(math.log, found)) * math.sqrt(math.pi / len(found))
-        within = math.hypot(student(0.99, len(found) - 1) * error, math.log1p(DRIFT))
+        within = math.hypot(student(0.99, len(found) - 1) * error, math.log1p(drift))
         said["repeat"] = [round(median * math.exp(sign * within), 4) for sign in (-1, 1)]
     return said
 

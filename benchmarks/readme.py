@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from benchmarks import speed
-from benchmarks.measured import DATED, RESULTS
+from benchmarks.measured import RESULTS, newest
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
 from sparta.service.compare.table import difference, lines, markdown, plain, sign, summary, told, verdicts
@@ -39,6 +39,8 @@ SHOWN = (
     "Shown: the first one's AUC, and the others' difference to it with its 95% interval, for which test rows "
     "(paired bootstrap) and seeds count."
 )
+TO = " to adam"
+"""How ratios of a step to plain Adam's end there."""
 FOLD = re.compile(r"_fold\d+$")
 """What the names of a data set's folds end with."""
 
@@ -68,9 +70,9 @@ def study(result: Record) -> str:
 
 def costs(results: Path = RESULTS) -> dict[str, float]:
     """Of a step beside plain Adam's, by the benchmark's names; none where it has not been run."""
-    measured = sorted(results.glob(f"helen_step{DATED}"))
-    found: dict[str, float] = json.loads(measured[-1].read_text())["to_adam"] if measured else {}
-    return found
+    measured = newest(results).get("helen_step", {"ratios": {}})["ratios"]
+    to_adam = {name.removesuffix(TO): one["median"] for name, one in measured.items() if name.endswith(TO)}
+    return {"adam": 1.0, **to_adam} if to_adam else {}
 
 
 def quality(result: Record, costs: Mapping[str, float]) -> str:

@@ -74,13 +74,14 @@ def after_first_epoch(lines: Sequence[Mapping[str, Any]]) -> float:
     return samples / seconds
 
 
-def theirs(python: str, name: str, data: Path, epochs: int) -> float:
-    """Examples a second of FuxiCTR."""
+def theirs(python: str, name: str, data: Path, epochs: int) -> tuple[float, dict[str, str]]:
+    """Examples a second of FuxiCTR, and what it ran with."""
     script = Path(__file__).with_name("fuxictr_deepfm.py")
     numbers = map(str, (BATCH[name], epochs, *hidden(name)))
     command = [python, str(script), str(data), *numbers]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=as_a_stranger())
-    return float(done.stdout.split()[-1])
+    said = json.loads(done.stdout.splitlines()[-1])
+    return said["examples_per_second"], said["versions"]
 
 
 def main() -> None:
@@ -102,14 +103,16 @@ def main() -> None:
                 if turn % 4 in (0, 3):  # each is as often first
                     mine.append(ours(name, data, options.epochs))
                 else:
-                    his.append(theirs(options.fuxictr, name, data, options.epochs))
+                    rate, versions = theirs(options.fuxictr, name, data, options.epochs)
+                    his.append(rate)
             found[title(name)] = {
                 "ours": round(statistics.median(mine)),
                 "theirs": round(statistics.median(his)),
             }
             ratios[title(name)] = ratio(mine, his)
             print(name, found[title(name)], ratios[title(name)], file=sys.stderr, flush=True)
-    print(json.dumps({"examples_per_second": found, "ratios": ratios, **circumstances()}, indent=1))
+    report = {"examples_per_second": found, "ratios": ratios, "their_versions": versions, **circumstances()}
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ def committed(folder: Path = RESULTS) -> dict[Entry, dict[str, Any]]:
     return {
         (script(name), of): one
         for name, report in newest(folder).items()
+        if "-" not in name and name not in APART
         for of, one in report["ratios"].items()
-        if report.get("device", "cpu") == "cpu" and name not in APART and of not in report.get("void", ())
+        if of not in report.get("void", ())
     }
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 Report = dict[str, Any]
 
 
-def run(name: str, out: str) -> None:
+def run(name: str, arguments: Sequence[str], out: str) -> None:
     """Be a benchmark, with two tables; in a process that has torch already, which takes seconds to import."""
     os.environ.update(MEMORY_AND_THREADS, OMP_NUM_THREADS="1")
     os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
@@ -54,24 +54,27 @@ def run(name: str, out: str) -> None:
     if name == "growth":  # loops trains as users do; here it would be two launches more
         shape.train = lambda *given, **options: 100.0 * options["ranks"]
     script = str(ROOT / "benchmarks" / f"{name}.py")
-    sys.argv = [script, *RUNS[name]]
+    sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
     sys.stdout.flush()
+
+
+def printed(name: str, arguments: Sequence[str], out: Path) -> Any:
+    """What it says."""
+    process = forking().Process(target=run, args=(name, arguments, str(out)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, name
+    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
     """What a benchmark printed, by its name."""
-    context = forking()
 
     @cache
     def of(name: str) -> Report:
-        out = tmp_path_factory.mktemp("bench") / f"{name}.json"
-        process = context.Process(target=run, args=(name, str(out)))
-        process.start()
-        process.join()
-        assert process.exitcode == 0, name
-        found: Report = json.loads(out.read_text())
+        found: Report = printed(name, RUNS[name], tmp_path_factory.mktemp("bench") / f"{name}.json")
         return found
 
     return of
@@ -89,6 +92,12 @@ def test_a_small_job_is_timed_after_its_first_epoch(monkeypatch: pytest.MonkeyPa
     seen = ((0, 100, 1.0), (0, 300, 5.0), (1, 400, 50.0), (1, 600, 200.0))
     lines = [{"epoch": e, "examples": n, "examples_per_second": r} for e, n, r in seen]
     assert rate(lines) == pytest.approx(300 / 3)
+
+
+@pytest.mark.parametrize("side", [("plain", "fp32"), ("plain", "bf16"), ("authors", "fp32")])
+def test_what_whole_trainings_are_compared_with_trains(side: tuple[str, str], tmp_path: Path) -> None:
+    rows, batch, steps = "4000", "64", "44"  # 40 warm up
+    assert printed("loops", ("--child", *side, rows, batch, steps), tmp_path / "rate") > 0
 
 
 @pytest.mark.slow

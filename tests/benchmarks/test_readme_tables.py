@@ -101,8 +101,10 @@ def test_seeds_that_differ_make_a_gain_less_sure_as_rows_do() -> None:
 def test_the_newest_costs_count(tmp_path: Path) -> None:
     assert readme.costs(tmp_path) == {}
     for date, ratio in (("2026-02-01", 1.6), ("2026-01-02", 9.9)):
-        (tmp_path / f"helen_step-{date}.json").write_text(json.dumps({"to_adam": {"helen": ratio}}))
-    assert readme.costs(tmp_path) == {"helen": 1.6}
+        (tmp_path / f"helen_step-{date}.json").write_text(
+            json.dumps({"ratios": {"helen to adam": {"median": ratio}, "helen to sam": {"median": 9.0}}})
+        )
+    assert readme.costs(tmp_path) == {"adam": 1.0, "helen": 1.6}
 
 
 def test_writing_changes_only_what_is_between_the_markers_and_twice_is_once() -> None:

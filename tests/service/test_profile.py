@@ -76,7 +76,9 @@ def test_evaluations_and_saves_are_told_apart(pool: Pool, data: Path, tmp_path: 
     assert (found["eval"], found["optimizer"]) == (1, 4)
     assert found["checkpoint"] >= 2
     table = (tmp_path / "run" / "profile" / "rank-0.txt").read_text()
-    assert {"eval", "checkpoint", "between"} <= {line.split()[0] for line in table.split("\n\n")[0].splitlines()}
+    assert {"eval", "checkpoint", "between"} <= {
+        line.split()[0] for line in table.split("\n\n")[0].splitlines()
+    }
 
 
 def test_a_resumed_training_says_from_where_it_looked(data: Path, tmp_path: Path) -> None:
