@@ -51,10 +51,12 @@ def ratio(of: Sequence[float], to: Sequence[float], drift: float = DRIFT) -> dic
     return said
 
 
-def student(share: float, freedom: int) -> float:
+def student(share: float, freedom: float) -> float:
     """The t that Student's distribution is within, above and below 0, with this probability."""
     from mpmath import betainc
 
+    if math.isinf(freedom):
+        return statistics.NormalDist().inv_cdf((1 + share) / 2)
     low, high = 0.0, 1000.0
     while high - low > 1e-6:
         t = (low + high) / 2

@@ -12,12 +12,13 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, variance
 
 from benchmarks import speed
-from benchmarks.measured import RESULTS, newest
+from benchmarks.measured import RESULTS, newest, student
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
 from sparta.service.compare.table import difference, lines, markdown, plain, sign, summary, told, verdicts
@@ -37,7 +38,7 @@ STEPS = {
 """What optimizers are called in helen_step-*.json, where not by their names."""
 SHOWN = (
     "Shown: the first one's AUC, and the others' difference to it with its 95% interval, for which test rows "
-    "(paired bootstrap) and seeds count."
+    "(paired bootstrap) and seeds count (Student's t, as few seeds ask for)."
 )
 TO = " to adam"
 """How ratios of a step to plain Adam's end there."""
@@ -61,8 +62,8 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
 
 
 def study(result: Record) -> str:
-    """A row a model and a column an optimizer; of a single model a line an optimizer."""
-    if len(result["models"]) > 1:
+    """A row a model and a column an optimizer; of a single model, or of two optimizers, a line an optimizer."""
+    if len(result["models"]) > 1 and len(result["optimizers"]) > 2:
         return summary(result)
     said = "\n".join(f"- {sentence}" for sentence in verdicts(result))
     return "\n\n".join([told(result), lines(result), *([said] if said else [])])
@@ -79,14 +80,18 @@ def quality(result: Record, costs: Mapping[str, float]) -> str:
     """A line an optimizer: what its step costs, what it gains on each data set and in the mean, and of Helen's."""
     gains, labels = gains_of(result), result["optimizers"]
     first, *others = labels
-    means = {name: mean_gain([of[name] for of in gains.values()]) for name in others}
+    means = {
+        name: mean_gain([of[name] for of in gains.values()])
+        for name in others
+        if all(name in of for of in gains.values())
+    }
     rows = [(labels[first], _cost(first, costs), *(plain(auc_of(result, data)) for data in gains), "", "")]
     for name in others:
         # Of a gain that is none there is no share.
-        share = (
-            f"{means[name]['difference'] / means[FULL]['difference']:.0%}" if sign(means[FULL]) > 0 else ""
-        )
-        shown = (difference(of) for of in (*(of[name] for of in gains.values()), means[name]))
+        known = name in means and FULL in means and sign(means[FULL]) > 0
+        share = f"{means[name]['difference'] / means[FULL]['difference']:.0%}" if known else ""
+        found = (*(of.get(name) for of in gains.values()), means.get(name))
+        shown = (difference(of) if of else "diverged" for of in found)
         rows.append((labels[name], _cost(name, costs), *shown, share))
     head = ("optimizer", "step", *(_titled(result, data) for data in gains), "mean", f"of {labels[FULL]}'s")
     return "\n\n".join([f"{told(result, tested=False)} {SHOWN}", markdown(head, rows)])
@@ -105,28 +110,38 @@ def auc_of(result: Record, data: str) -> float:
 def gains_of(result: Record) -> dict[str, dict[str, Record]]:
     """By data set and optimizer, the difference of AUC to the first optimizer; folds of a data set are one, their mean.
 
-    Standard errors are of other rows and of other seeds.
+    An optimizer of which a seed diverged, in one of the folds, has none.
     """
     found: dict[str, dict[str, list[Record]]] = {}
+    folds = Counter(FOLD.sub("", name) for name in {group["data"] for group in result["groups"]})
     for group in result["groups"]:
         of = found.setdefault(FOLD.sub("", group["data"]), {})
         if "to_first" in group:
-            told = group["to_first"]["auc"]
-            seeds = math.sqrt(variance(told["by_seed"]) / len(told["by_seed"]))
-            error = math.hypot(told["standard_error"], seeds)
-            of.setdefault(group["optimizer"], []).append({**told, "standard_error": error})
-    return {data: {name: mean_gain(folds) for name, folds in of.items()} for data, of in found.items()}
-
-
-def mean_gain(differences: Sequence[Record]) -> Record:
-    """The mean over data sets, whose test rows have nothing to do with each other."""
-    mean = math.fsum(one["difference"] for one in differences) / len(differences)
-    error = math.sqrt(math.fsum(one["standard_error"] ** 2 for one in differences)) / len(differences)
+            of.setdefault(group["optimizer"], []).append(gain(group["to_first"]["auc"]))
     return {
-        "difference": mean,
-        "interval": [mean - 1.96 * error, mean + 1.96 * error],
-        "standard_error": error,
+        data: {name: mean_gain(of) for name, of in gains.items() if len(of) == folds[data]}
+        for data, gains in found.items()
     }
+
+
+def gain(told: Record) -> Record:
+    """A difference with the variances of its parts and their degrees of freedom: of other rows, and of other seeds."""
+    by_seed = told["by_seed"]
+    seeds = (variance(by_seed) / len(by_seed), len(by_seed) - 1)
+    return {"difference": told["difference"], "parts": [(told["standard_error"] ** 2, math.inf), seeds]}
+
+
+def mean_gain(gains: Sequence[Record]) -> Record:
+    """The mean over data sets, whose test rows and runs have nothing to do with each other.
+
+    The degrees of freedom of its 95% interval are Welch's and Satterthwaite's.
+    """
+    mean = math.fsum(one["difference"] for one in gains) / len(gains)
+    parts = [(part / len(gains) ** 2, freedom) for one in gains for part, freedom in one["parts"]]
+    whole = math.fsum(part for part, _ in parts)
+    unsure = math.fsum(part**2 / freedom for part, freedom in parts)
+    reach = student(0.95, whole**2 / unsure if unsure else math.inf) * math.sqrt(whole)
+    return {"difference": mean, "interval": [mean - reach, mean + reach], "parts": parts}
 
 
 def _titled(result: Record, data: str) -> str:

@@ -88,12 +88,19 @@ def status(handle: str) -> Any:
     Raises:
         ConfigError: there is no such job.
     """
+    found = known(handle)
+    if found is None:
+        raise ConfigError(f"{handle}: no such job; `sparta list -s {scheduler_of(handle)}` shows them")
+    return found
+
+
+def known(handle: str) -> Any:
+    """The same, or None where the scheduler knows no such job."""
     with runner(scheduler_of(handle)) as torchx:
         found = torchx.status(handle)
     # Of a job that Slurm does not know TorchX says that its state is unknown.
-    if found is None or (found.state.name == "UNKNOWN" and scheduler_of(handle) == "slurm"):
-        raise ConfigError(f"{handle}: no such job; `sparta list -s {scheduler_of(handle)}` shows them")
-    return found
+    unknown = found is not None and found.state.name == "UNKNOWN" and scheduler_of(handle) == "slurm"
+    return None if unknown else found
 
 
 def cancel(handle: str) -> str:

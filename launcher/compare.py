@@ -13,18 +13,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sparta.launcher.local import MEMORY_AND_THREADS
-from sparta.launcher.records import PREFIX, find
+from sparta.launcher.records import PREFIX, known
 from sparta.launcher.submit import LOCAL, SCHEDULERS, hand_over
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.arguments import parser
 from sparta.service.compare.arguments import cores, read
 from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner, alone, check, check_jobs, go, listed
+from sparta.service.run import write_atomically
 
 POLL_SECONDS = 2.0
 LAG_SECONDS = 60.0
 """How much later than its end a job's files may be seen here."""
-ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+GONE = "GONE"
+ENDED = ("SUCCEEDED", "FAILED", "CANCELLED", GONE)
 
 
 def compare(argv: Sequence[str], *, service: str) -> int:
@@ -52,8 +54,9 @@ def compare(argv: Sequence[str], *, service: str) -> int:
         return 0
     folder.make()
     check_jobs(folder, part)
-    stages = [stage for stage in ("prepare", "table") if stage in part.stages]
-    if "prepare" in stages and (code := _stage(service, ours, "prepare")):
+    if part.stages == ("table",):  # which one may look at while cells are run
+        return _stage(service, ours, "table")
+    if "prepare" in part.stages and (code := _stage(service, ours, "prepare")):
         return code
     with alone(folder):
         check(folder, part)
@@ -64,7 +67,7 @@ def compare(argv: Sequence[str], *, service: str) -> int:
                 "stopped; jobs that were submitted run on, the same command finds them again", file=sys.stderr
             )
             raise
-    return _stage(service, ours, "table") if "table" in stages else 0
+    return _stage(service, ours, "table") if "table" in part.stages else 0
 
 
 def submitted(folder: Folder, scheduler: str, words: Sequence[str], number: int, service: str) -> Runner:
@@ -109,7 +112,7 @@ def _handle(folder: Folder, cell: Cell, scheduler: str, words: Sequence[str], se
     argv = [cell.job, "-s", scheduler, "--run-dir", str(folder.run(cell))]
     argv += [word for change in folder.edits(cell) for word in ("--set", change)]
     handle = hand_over([*argv, *(["--resume"] if scheduler == LOCAL else []), *words], service=service)
-    kept.write_text(handle + "\n")
+    write_atomically(kept, handle + "\n")
     return handle
 
 
@@ -118,17 +121,20 @@ def _kept(folder: Folder, cell: Cell) -> Path:
 
 
 def _state(handle: str) -> str:
+    """As the scheduler says it, or GONE where it knows no such job: it was removed, maybe long after its end."""
     if handle.startswith(PREFIX):
-        return find(handle).state()
+        return record.state() if (record := known(handle)) else GONE
     from sparta.launcher import cluster
 
-    return str(cluster.status(handle).state.name)
+    found = cluster.known(handle)
+    return str(found.state.name) if found else GONE
 
 
 def _stage(service: str, words: Sequence[str], stage: str) -> int:
     """Run one stage, which needs what this process does not load, as the service does; its exit code."""
     arguments = parser().parse_args(["compare", *words])
     command = [sys.executable, "-m", service, "compare", str(arguments.study), "--stage", stage]
+    command += ["--verbose"] if arguments.verbose else []
     for what in ("work", "data", "models", "optimizers"):
         if (value := getattr(arguments, what)) is not None:
             command += [f"--{what}", str(value)]

@@ -125,11 +125,16 @@ def find(handle: str) -> Record:
     Raises:
         ConfigError: there is none.
     """
-    name = handle.removeprefix(PREFIX)
-    record = _read(folder() / f"{name}.json") if re.fullmatch(r"[\w.-]+", name) else None
+    record = known(handle)
     if record is None:
         raise ConfigError(f"{handle}: no local job of that name; `sparta list` shows them")
     return record
+
+
+def known(handle: str) -> Record | None:
+    """The same, or None where there is none."""
+    name = handle.removeprefix(PREFIX)
+    return _read(folder() / f"{name}.json") if re.fullmatch(r"[\w.-]+", name) else None
 
 
 def newest_first() -> Iterator[Record]:

@@ -6,9 +6,10 @@
              logs/                what the slots print
              study.json  table.md  study.png
 
-A cell's file name ends in its fingerprint, a hash of all that decides its result: the job as edited, and the schema of
-its dataset with the hash of its vocabularies, the label if the study names one. So a study that was changed never
-meets a result from before. A dataset is made anew when its spec is another; when raw files are, remove it.
+A cell's file name ends in its fingerprint, a hash of what decides its result: the job as edited, the schema of its
+dataset with the hash of its vocabularies, the spec of a dataset that the study makes, the label if the study names one.
+So a study that was changed never meets a result from before. Raw files and the code are not in it: where these changed,
+remove the datasets, or the cells.
 """
 
 import hashlib
@@ -85,7 +86,7 @@ def _cell(
     told: list[Mapping[str, Any]] = [study.set, of.set, study.models[model].set, of.models.get(model, {})]
     told += [study.optimizers[optimizer].set]
     told += [{key: value} for name, value in knobs for key in study.knobs[name]]
-    told += [{"train.seed": seed, "train.test": "kept" if final else "unread"}]
+    told += [{"name": study.name, "train.seed": seed, "train.test": "kept" if final else "unread"}]
     settings = tuple(itertools.chain.from_iterable(edits.items() for edits in told))
     return Cell(data, model, optimizer, knobs, seed, final, of.job, settings)
 
@@ -191,8 +192,9 @@ class Folder:
         raw.pop("name", None)
         raw["data"].pop("path", None)
         decides: list[Any] = [raw, self.schema(cell).model_dump(mode="json")]
-        if label := self.study.data[cell.data].label:
-            decides.append(label)
+        of = self.study.data[cell.data]
+        decides += [self.dataset(cell.data).name] if of.made else []
+        decides += [of.label] if of.label else []
         self._keys[what] = f"{cell.name}-{_hash(decides)[:10]}"
         return self._keys[what]
 
@@ -211,9 +213,10 @@ class Folder:
 
     def record(self, cell: Cell) -> Record | None:
         """What a cell came to, if it is done."""
-        if self.study.data[cell.data].made and not self.dataset(cell.data).exists():
+        try:
+            path = self.noted(cell)
+        except DataError:  # there is no dataset yet
             return None
-        path = self.noted(cell)
         record: Record | None = json.loads(path.read_text()) if path.is_file() else None
         return record
 
@@ -226,7 +229,7 @@ class Folder:
         """Keep what a cell came to, as its run directory says; None where that has no result yet.
 
         Args:
-            seconds: what it took, start and end included; those of the training where nobody knows.
+            seconds: what its last start took, all included; those of the training where nobody knows.
 
         Raises:
             DataError: a split of one class, which has no AUC.
@@ -259,8 +262,8 @@ class Folder:
             "date": time.strftime("%Y-%m-%d", time.localtime(ended.stat().st_mtime)),
             "rerun": self.command(cell),
         }
-        write_atomically(self.noted(cell), json.dumps(record, indent=1) + "\n")
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # the study asks nothing more of the weights
+        write_atomically(self.noted(cell), json.dumps(record, indent=1) + "\n")
         return record
 
     def chosen(self, data: str, model: str, optimizer: str) -> tuple[Knobs | None, list[Record]]:

@@ -1,5 +1,6 @@
 """The datasets of a study that are not there yet: from raw files, of folds of them, or synthetic."""
 
+import shutil
 from collections.abc import Iterable
 
 from sparta.service.compare.cells import Folder
@@ -28,6 +29,7 @@ def prepare_all(folder: Folder, names: Iterable[str]) -> None:
         if of.fold:
             spec = load_spec(source, cut(spec, of.fold, raw))
         schema = prepare(spec, out)
+        shutil.rmtree(raw, ignore_errors=True)
         print(
             f"{out}: {', '.join(f'{split} {rows:,}' for split, rows in schema.splits.items())} rows",
             flush=True,

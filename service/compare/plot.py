@@ -20,7 +20,7 @@ def draw(result: Record, out: Path) -> None:
     figure = Figure(figsize=(2 * width, 5.4 * len(names) + 0.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2 * len(names), 2, squeeze=False)
-    first = next(iter(optimizers.values()))
+    first = next(iter(result["optimizers"].values()))
     for place, data in enumerate(names):
         for metric, scores, gains in zip(TITLES, panels[2 * place], panels[2 * place + 1], strict=True):
             scores.set_title(f"{data}: test {TITLES[metric]}")

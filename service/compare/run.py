@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
-from sparta.models.errors import ConfigError
+from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.arguments import STAGES
 from sparta.service.compare.cells import Cell, Folder, Record, final, tuning
 from sparta.service.compare.table import plain
@@ -108,7 +108,10 @@ def go(folder: Folder, part: Part, runner: Runner, tell: Callable[[str], None] =
             later = len(list(_groups(part))) * len(folder.study.seeds) - done
         for number, (cell, seconds) in enumerate(runner(todo), 1):
             record, ran = folder.note(cell, seconds), ran + 1
-            assert record is not None, cell.name
+            if record is None:
+                raise SpartaError(
+                    f"{cell.name}: ended without a result in {folder.run(cell)}; run the study again"
+                )
             # Cells run side by side: what counts is how often one ends.
             left = (time.monotonic() - began) / ran * (len(todo) - number + later)
             tell(

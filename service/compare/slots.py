@@ -40,7 +40,15 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
             }
         try:
             for done in as_completed(futures):
-                yield futures[done], done.result()
+                cell = futures[done]
+                try:
+                    seconds = done.result()
+                except SpartaError as error:
+                    raise type(error)(f"{cell.name}: {error}") from error
+                except Exception as error:
+                    error.add_note(f"in cell {cell.name}, {folder.run(cell)}")
+                    raise
+                yield cell, seconds
         except BrokenProcessPool as error:
             raise SpartaError(
                 f"a slot was killed (out of memory?), see {folder.logs}; what is done stays, run it again"

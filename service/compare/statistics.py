@@ -32,6 +32,10 @@ class Ranked:
         self._below = np.searchsorted(ordered, sought, side="left")
         self._tied = np.searchsorted(ordered, sought, side="right")
 
+    def both_classes(self, weights_N: Floats) -> bool:
+        """Whether a positive and a negative have weight."""
+        return bool(weights_N[self._positives].any() and weights_N[self._negatives].any())
+
     def auc(self, weights_N: Floats) -> float:
         """Weighted AUC, ties averaged."""
         negative = np.concatenate(([0.0], np.cumsum(weights_N[self._negatives])))
@@ -48,8 +52,13 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     rows, aucs = len(weights_N), np.empty((resamples, len(runs)))
     for resample in range(resamples):
-        counts_N = np.bincount(rng.integers(0, rows, rows), minlength=rows)
-        drawn_N = counts_N.astype(np.float64) * weights_N
+        while True:
+            counts_N = np.bincount(rng.integers(0, rows, rows), minlength=rows)
+            drawn_N = counts_N.astype(np.float64) * weights_N
+            if all(
+                run.both_classes(drawn_N) for run in runs
+            ):  # else there is no AUC: of few positives none may be drawn
+                break
         aucs[resample] = [run.auc(drawn_N) for run in runs]
     return aucs
 
@@ -64,19 +73,22 @@ def interval(ours_RS: Floats, theirs_RS: Floats) -> dict[str, Any]:
 
 
 def paired(ours_S: Sequence[float], theirs_S: Sequence[float]) -> dict[str, Any]:
-    """The difference by seed and its mean; `p` of the two-sided paired t-test, None for a single seed."""
+    """The difference by seed and its mean; `p` of the two-sided paired t-test, None where there is none."""
     by_seed = [ours - theirs for ours, theirs in zip(ours_S, theirs_S, strict=True)]
     return {"difference": fmean(by_seed), "by_seed": by_seed, "p": t_test(by_seed)}
 
 
 def t_test(differences_S: Sequence[float]) -> float | None:
-    """How often a mean as far from 0 would come of chance alone, were the differences normal around 0."""
+    """How often a mean as far from 0 would come of chance alone, were the differences normal around 0.
+
+    None for a single seed, and where all differ by the same amount, which tells nothing of how seeds differ.
+    """
     seeds = len(differences_S)
     if seeds < 2:
         return None
     mean, error = fmean(differences_S), stdev(differences_S) / math.sqrt(seeds)
     if error == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0 if mean == 0 else None
     freedom, t = seeds - 1, mean / error
     # Student's distribution beyond -t and t, by the incomplete beta function.
     tail = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)

@@ -22,6 +22,7 @@ the valid split says what the final cells take, one a seed. Only these see the t
 
 import itertools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +44,8 @@ EACH = "each"
 """As the model of the tuning: every model has a grid of its own."""
 FOLDS = 5
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """Of a data set, a model or an optimizer: it becomes part of file names."""
 Edits = Mapping[str, Any]
 """Keys of the job with their values, as in `optim.tables.lr: 0.001`."""
@@ -117,7 +119,7 @@ class Optimizer(Settings):
     """What the table calls it; its name if not said."""
     set: Edits = {}
     grid: Mapping[str, tuple[Any, ...]] = {}
-    """By knob: the values to try, each with each of the others."""
+    """By knob: the values to try, each with each of the others; numbers, booleans or words, for they name the cells."""
 
     @property
     def points(self) -> list[Knobs]:
@@ -172,6 +174,19 @@ class Study(Settings):
                 raise ValueError(
                     f"optimizers.{name}.grid: {', '.join(unknown)} is no knob; known: {', '.join(self.knobs)}"
                 )
+            for knob, values in optimizer.grid.items():
+                for value in values:
+                    if not (isinstance(value, bool | int | float) or re.fullmatch(NAME, str(value))):
+                        raise ValueError(
+                            f"optimizers.{name}.grid.{knob}: {value!r} is neither a number nor a word of letters, "
+                            "digits, . _ and -; give each such setting as an optimizer or model of its own"
+                        )
+                if len(set(values)) < len(values):
+                    raise ValueError(
+                        f"optimizers.{name}.grid.{knob}: a value is there twice; it would be tried once"
+                    )
+        if self.resamples == 1:
+            raise ValueError("resamples 1: of one there is no spread; take 0 for none, or 1000")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: one is there twice; a seed tells nothing new twice")
         if self.tuning is None and max(sizes.values()) > 1:

@@ -57,6 +57,9 @@ def told(result: Record, *, tested: bool = True) -> str:
             said.append(
                 f"Intervals: {drawn}; better and worse are said where they leave 0 out and p < {plain(SURE, 2)}."
             )
+        comparisons = sum("to_first" in group for group in result["groups"])
+        if (chance := round(SURE * comparisons)) > 0:
+            said.append(f"Of {comparisons} comparisons a metric chance alone would mark about {chance}.")
     if result.get("note"):
         said.append(result["note"])
     said.append(f"{'; '.join([', '.join(result['dates']), *result.get('machines', []), _versions(result)])}.")
@@ -79,14 +82,15 @@ def matrix(result: Record, data: str, metric: str) -> str:
             for name in optimizers
             if metric in groups.get((model, name), {})
         }
-        cells = [_cell(groups.get((model, name)), metric, _best(values, metric)) for name in optimizers]
+        best = _best(values, metric) if len(optimizers) > 1 else None
+        cells = [_cell(groups.get((model, name)), metric, best) for name in optimizers]
         beside = [plain(published[model][metric]) if model in published else _DASH] * bool(published)
         rows.append((result["models"][model], *cells, *beside))
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     if len(models) > 1:
         means = {name: fmean(values) for name, values in columns.items() if len(values) == len(models)}
-        best = _best(means, metric)
+        best = _best(means, metric) if len(optimizers) > 1 else None
         cells = [_bold(plain(means[name]), best) if name in means else _DASH for name in optimizers]
         rows.append(("mean", *cells, *[_DASH] * bool(published)))
     head = (
@@ -97,24 +101,21 @@ def matrix(result: Record, data: str, metric: str) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def lines(result: Record, more: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """A line for every data set, model and optimizer, with its difference to the first optimizer.
-
-    Args:
-        more: further columns: by title, what each optimizer has there.
-    """
+def lines(result: Record) -> str:
+    """A line for every data set, model and optimizer, with its difference to the first optimizer."""
     first, resampled = _first(result), bool(result["resamples"])
     several = len(result["models"]) > 1
-    head = ["data", *["model"] * several, "optimizer", "test AUC", "LogLoss", f"AUC - {first}'s"]
-    head[-1] += " [95%]" * resampled
-    head += ["p", "seeds won", "chosen", *(more or {})]
+    compared = len(result["optimizers"]) > 1
+    chosen = any(group["chosen"] for group in result["groups"])
+    head = ["data", *["model"] * several, "optimizer", "test AUC", "LogLoss"]
+    head += [f"AUC - {first}'s{' [95%]' * resampled}", "p", "seeds won"] * compared + ["chosen"] * chosen
     rows, before = [], ("", "")
     for group in result["groups"]:
         here = (group["data"], result["models"][group["model"]])
         new = here != before
         row = [here[0] if here[0] != before[0] else "", *[here[1] if new else ""] * several]
-        row += [result["optimizers"][group["optimizer"]], *_scores(group), *_difference(group), _knobs(group)]
-        row += [column.get(group["optimizer"], _DASH) for column in (more or {}).values()]
+        row += [result["optimizers"][group["optimizer"]], *_scores(group)]
+        row += [*(_difference(group) if compared else ()), *[_knobs(group)] * chosen]
         rows.append(tuple(row))
         before = here
     return markdown(tuple(head), rows)

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks import readme
+from benchmarks.measured import student
 from sparta.models.errors import ConfigError
+from sparta.service.compare.statistics import t_test
+from sparta.service.compare.table import document
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +59,8 @@ def test_committed_results_are_a_study_s(path: Path) -> None:
     found = json.loads(path.read_text())
     assert found["name"] == path.parent.name
     assert (ROOT / "benchmarks" / "studies" / f"{found['name']}.yaml").exists()
+    table = path.with_name("table.md")
+    assert not table.exists() or table.read_text() == document(found), "run `sparta compare --stage table`"
     for group in found["groups"]:
         assert [run["seed"] for run in group["runs"]] == found["seeds"]
         assert not any("test" in cell for cell in group["tuning"])
@@ -85,17 +90,41 @@ def test_of_a_gain_that_is_none_there_is_no_share() -> None:
 
 
 def test_the_mean_of_data_sets_is_surer_than_each() -> None:
-    mean = readme.mean_gain([{"difference": 0.002, "standard_error": 0.001}] * 4)
+    mean = readme.mean_gain([{"difference": 0.002, "parts": [(1e-6, math.inf)]}] * 4)
     assert mean["difference"] == pytest.approx(0.002)
-    assert mean["interval"] == pytest.approx([0.002 - 1.96 * 0.0005, 0.002 + 1.96 * 0.0005])
+    assert mean["interval"] == pytest.approx([0.002 - 1.96 * 0.0005, 0.002 + 1.96 * 0.0005], abs=1e-7)
 
 
 def test_seeds_that_differ_make_a_gain_less_sure_as_rows_do() -> None:
     found = result(a={"helen": (0.0, 0.003)})
     found["groups"][1]["to_first"]["auc"]["by_seed"] = [-0.004, 0.004, -0.004, 0.004]
     of_seeds = 0.004 * math.sqrt(4 / 3) / 2  # of a mean of four
-    error = readme.gains_of(found)["a"]["helen"]["standard_error"]
-    assert error == pytest.approx(math.hypot(0.003, of_seeds))
+    error = math.hypot(0.003, of_seeds)
+    freedom = error**4 / (of_seeds**4 / 3)
+    low, high = readme.gains_of(found)["a"]["helen"]["interval"]
+    assert (low, high) == pytest.approx((-student(0.95, freedom) * error, student(0.95, freedom) * error))
+    assert high > 2.0 * error
+
+
+def test_where_only_seeds_differ_the_interval_is_the_t_test_s() -> None:
+    """It leaves out 0 exactly where p < .05."""
+    found = result(a={"helen": (0.003, 0.0)})
+    told = found["groups"][1]["to_first"]["auc"]
+    for by_seed in ([0.001, 0.003, 0.005], [0.0024, 0.003, 0.0036], [0.0018, 0.003, 0.0042]):
+        told["by_seed"] = by_seed
+        low, _ = readme.gains_of(found)["a"]["helen"]["interval"]
+        p = t_test(by_seed)
+        assert p is not None
+        assert (low > 0) == (p < 0.05)
+
+
+def test_of_what_diverged_in_a_fold_there_is_no_gain_and_no_mean() -> None:
+    one = {"helen": (0.004, 0.0), "helen_every2": (0.003, 0.0)}
+    found = result(a=one, b_fold1=one, b_fold2=one)
+    del found["groups"][-1]["to_first"]
+    *_, helen, every2 = readme.quality(found, {}).splitlines()
+    assert helen.count("+.0040 [+.0040, +.0040]") == 3
+    assert every2 == "| HELEN_EVERY2 |  | +.0030 [+.0030, +.0030] | diverged | diverged |  |"
 
 
 def test_the_newest_costs_count(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`make bench-verify`: what is drawn, and when a figure no longer holds."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_ratio_is_the_median_of_neighbours() -> None:
     assert measured.ratio([3.0], [2.0]) == {"median": 1.5, "spread": [1.5, 1.5], "pairs": 1}
 
 
-@pytest.mark.parametrize("freedom, t", [(1, 63.657), (2, 9.925), (4, 4.604), (29, 2.756)])
+@pytest.mark.parametrize("freedom, t", [(1, 63.657), (2, 9.925), (4, 4.604), (29, 2.756), (math.inf, 2.5758)])
 def test_student_s_table(freedom: int, t: float) -> None:
     assert measured.student(0.99, freedom) == pytest.approx(t, abs=5e-4)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,6 +103,29 @@ def test_a_job_that_diverged_is_a_result_and_one_that_failed_is_not(cluster: Clu
     cluster.broken = set()
     run(cluster)
     assert len(cluster.sent) == 4 + 1 + 4
+
+
+def test_a_job_that_nobody_knows_any_more_is_over(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "_state", lambda handle: compare.GONE)
+        with pytest.raises(SpartaError, match="job slurm://sparta/0 ended without a result"):
+            run(cluster)
+    run(cluster)
+    assert len(cluster.sent) == 3 + 10
+
+
+def test_a_local_job_without_a_record_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert compare._state("local_cwd://sparta/none") == compare.GONE
+
+
+@pytest.mark.parametrize("state", [None, "RUNNING"])
+def test_a_cluster_s_job_is_what_the_scheduler_says_or_gone(
+    state: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = state and SimpleNamespace(state=SimpleNamespace(name=state))
+    monkeypatch.setattr("sparta.launcher.cluster.known", lambda handle: found)
+    assert compare._state("kueue://sparta/ns:job") == (state or compare.GONE)
 
 
 def test_without_submit_it_becomes_the_service(tmp_path: Path) -> None:

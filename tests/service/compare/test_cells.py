@@ -95,6 +95,18 @@ def test_a_cell_is_another_on_other_data_and_in_another_job_file_but_not_by_a_na
     assert key() == first
 
 
+def test_a_cell_of_another_fold_is_another_though_the_datasets_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("labels: click")
+    keys = set()
+    for fold in (1, 2):
+        data = {"toy": {"job": "job.yaml", "prepare": "spec.yaml", "fold": fold}}
+        folder = toys.folder(tmp_path, data=data)
+        folder.dataset("toy").mkdir(parents=True)
+        load_schema(tmp_path / "data").save(folder.dataset("toy"))
+        keys.add(folder.key(tuning(folder.study, "toy", "deepfm", "helen")[0]))
+    assert len(keys) == 2
+
+
 def test_cells_whose_names_read_alike_are_two(tmp_path: Path) -> None:
     data = {name: {"job": "job.yaml", "set": {"train.epochs": n}} for n, name in enumerate(("a", "a-b"), 1)}
     models = {name: {"set": {"model.name": "deepfm"}} for name in ("b-c", "c")}
@@ -129,7 +141,7 @@ def test_the_command_repeats_the_cell(tmp_path: Path, monkeypatch: pytest.Monkey
     command = folder.command(tuning(folder.study, "toy", "deepfm", "helen")[1])
     assert command == (
         "sparta train job.yaml --set model.name=deepfm --set optim.tables.name=helen --set optim.tables.lr=0.1 "
-        "--set optim.dense.lr=0.1 --set optim.tables.rho=0.7 --set train.seed=9 --set train.test=unread"
+        "--set optim.dense.lr=0.1 --set optim.tables.rho=0.7 --set name=toy --set train.seed=9 --set train.test=unread"
     )
 
 

@@ -46,5 +46,6 @@ def test_folds_and_synthetic_data_are_made_once_where_the_cells_look(
     assert len({folder.dataset(name) for name in ("whole", "fold1", "fold2")}) == 3
     assert f"{folder.dataset('fold1')}: train 84, valid 12, test 24 rows\n" in capsys.readouterr().out
 
+    assert not list((folder.path / "raw").glob("*"))
     prepare_all(folder, data)
     assert capsys.readouterr().out == ""

@@ -1,14 +1,16 @@
 """The course of a study: what is run, in which order, what is not run again, what is said."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sparta.models.errors import ConfigError, DataError
+from sparta.models.errors import ConfigError, DataError, SpartaError
 from sparta.models.schema import load_schema
 from sparta.service.arguments import parser
 from sparta.service.compare.arguments import read
+from sparta.service.compare.result import collect
 from sparta.service.compare.run import Part, alone, check, finals, go, grids, listed
 from tests.service.compare import toys
 
@@ -84,6 +86,23 @@ def test_a_part_is_run_and_the_rest_is_for_later(tmp_path: Path) -> None:
         lambda line: None,
     )
     assert len(ran) == len(set(ran)) == 12
+
+
+def test_of_a_part_there_is_a_result_where_the_rest_has_no_dataset(tmp_path: Path) -> None:
+    data = {"toy": {"job": "job.yaml"}, "elsewhere": {"job": "job.yaml", "set": {"data.path": "nowhere"}}}
+    folder = toys.folder(tmp_path, data=data)
+    part = replace(toys.whole(folder), data=("toy",))
+    go(folder, part, toys.runner(folder, toys.better, []), lambda line: None)
+    assert {group["data"] for group in collect(folder)["groups"]} == {"toy"}
+    assert list(listed(folder, toys.whole(folder)))[-2] == "12 cells done, 4 to do"
+
+
+def test_a_cell_that_left_no_result_is_named(tmp_path: Path) -> None:
+    folder = toys.folder(tmp_path)
+    with pytest.raises(
+        SpartaError, match=r"^toy-deepfm-adam-lr0\.1-s9: ended without a result in .*; run the study"
+    ):
+        go(folder, toys.whole(folder), lambda cells: ((cell, 1.0) for cell in cells), lambda line: None)
 
 
 def test_a_dry_run_tells_what_is_done_and_what_is_open(tmp_path: Path) -> None:

@@ -4,10 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sparta.models.errors import ConfigError, SpartaError
+from sparta.service.compare import slots
+from sparta.service.compare.run import grids
 from sparta.service.compare.slots import _uninterrupted
+from tests.service.compare import toys
 
 CODE = "import sys, time; print('up', flush=True); sys.stdin.read(); print('done', flush=True)"
 
@@ -32,3 +39,21 @@ def test_processes_started_meanwhile_never_hear_ctrl_c_and_we_hear_it_after() ->
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[0] == b"done\n"
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize("error", [SpartaError("x"), ConfigError("x"), MemoryError("x")], ids=repr)
+def test_a_cell_that_fails_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> float:
+        raise error
+
+    folder = toys.folder(tmp_path)
+    monkeypatch.setattr(slots, "ProcessPoolExecutor", lambda number, *_, **__: ThreadPoolExecutor(number))
+    monkeypatch.setattr(slots, "_run", fails)
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    cell = grids(folder, toys.whole(folder))[0]
+    with pytest.raises(type(error)) as raised, slots.slots(folder, 1) as run:
+        list(run([cell]))
+    assert cell.name in "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])

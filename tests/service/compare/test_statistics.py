@@ -52,6 +52,12 @@ def test_a_row_without_weight_is_never_drawn() -> None:
     np.testing.assert_array_equal(aucs[:, 0], aucs[:, 1])
 
 
+def test_of_few_positives_one_at_least_is_drawn() -> None:
+    scores = np.arange(300, dtype=np.float32)
+    labels = scores >= 298
+    assert np.isfinite(bootstrap([Ranked(scores, labels)], ones(300), resamples=100)).all()
+
+
 def test_the_standard_error_is_that_of_fresh_test_rows() -> None:
     def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores, labels = model(np.random.default_rng(seed), 600, 1.0)
@@ -129,5 +135,5 @@ def test_p_is_as_often_small_as_it_says() -> None:
 def test_the_ends_of_the_t_test() -> None:
     assert t_test([0.1]) is None
     assert t_test([0.0, 0.0]) == 1.0
-    assert t_test([0.5, 0.5]) == 0.0
+    assert t_test([0.5, 0.5]) is None
     assert spread([0.5]) == {"mean": 0.5, "sd": 0.0}

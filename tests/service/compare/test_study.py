@@ -38,6 +38,14 @@ def changed(place: Path, *path: str, value: Any) -> Path:
         (("optimizers", "adam", "grid"), {"lr": []}, "grids of unequal size"),
         (("optimizers", "adam", "grid"), {"xi": [1, 2]}, "grid: xi is no knob; known: lr, rho"),
         (("optimizers", "adam", "gird"), {}, "unknown key; did you mean optimizers.adam.grid"),
+        (("optimizers", "adam", "grid"), {"lr": [0.1, 0.1]}, "grid.lr: a value is there twice"),
+        (
+            ("optimizers", "adam", "grid"),
+            {"lr": [[1], [2]]},
+            r"grid.lr: \[1\] is neither a number nor a word",
+        ),
+        (("optimizers", "adam", "grid"), {"lr": ["a/b", 2]}, "grid.lr: 'a/b' is neither a number nor a word"),
+        (("resamples",), 1, "resamples 1: of one there is no spread"),
         (("seeds",), [1, 1], "one is there twice"),
         (("set",), {"train.seed": 3}, "set.train.seed: the study itself decides that; drop it"),
         (("models", "dcn", "set"), {"train.test": "kept"}, "models.dcn.set.train.test: the study itself"),
@@ -89,7 +97,8 @@ def test_the_jobs_that_are_shipped_are_trained_as_they_are(tmp_path: Path) -> No
     folder = Folder(tmp_path, load_study(JOBS))
     for data in folder.study.data:
         cell = final(folder.study, data, "deepfm", "shipped", ())[0]
-        shipped = load_job(Path(cell.job), ["train.ranks=1", "train.device=cpu", "train.test=kept"])
+        settings = ["name=jobs", "train.ranks=1", "train.device=cpu", "train.test=kept"]
+        shipped = load_job(Path(cell.job), settings)
         elsewhere = {"path": folder.job(cell).data.path}
         shipped = shipped.model_copy(update={"data": shipped.data.model_copy(update=elsewhere)})
         assert folder.job(cell) == shipped
