@@ -106,7 +106,7 @@ def lines(result: Record) -> str:
     first, resampled = _first(result), bool(result["resamples"])
     several = len(result["models"]) > 1
     compared = len(result["optimizers"]) > 1
-    chosen = any(group["chosen"] for group in result["groups"])
+    chosen = any(group["tuning"] for group in result["groups"])
     head = ["data", *["model"] * several, "optimizer", "test AUC", "LogLoss"]
     head += [f"AUC - {first}'s{' [95%]' * resampled}", "p", "seeds won"] * compared + ["chosen"] * chosen
     rows, before = [], ("", "")

@@ -2,14 +2,14 @@
 
 import copy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from sparta.models.errors import ConfigError
 from sparta.service.compare.cells import Folder, final, tuning
 from sparta.service.compare.study import Study, load_study
-from sparta.service.config import TableOptimizerName, load_job
+from sparta.service.config import load_job
 from tests.service.compare import toys
 
 ROOT = Path(__file__).parents[3]
@@ -115,8 +115,6 @@ def test_every_cell_of_a_committed_study_is_an_ordinary_job_of_the_rows_engine(
     for data in study.data:
         for model in study.models:
             for name, optimizer in study.optimizers.items():
-                if dict(optimizer.set)["optim.tables.name"] not in get_args(TableOptimizerName):
-                    continue
                 grid = tuning(study, data, model, name)
                 sizes.add(len(grid))
                 for cell in [*grid, *final(study, data, model, name, optimizer.points[0])]:
