@@ -43,7 +43,7 @@ MEMORY_AND_THREADS = {
     # Spins that GNU OpenMP's threads wait for work before they sleep; its default takes the core for ever.
     "GOMP_SPINCOUNT": "10000",
 }
-"""What torch and OpenMP read when they load; a step is a tenth faster (benchmarks/README.md)."""
+"""What torch and OpenMP read when they load; what that brings: benchmarks/README.md."""
 
 POLL_SECONDS = 0.05
 SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
