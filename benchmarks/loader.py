@@ -6,8 +6,8 @@ medians, machine. `rows_per_second` is wall time; CPU time suffers less from oth
 
     python benchmarks/loader.py --rows 4000000
 
-Where the time goes (65,536 rows, about 30 ms on a quiet machine): Parquet decoding 14.4, permuting and checking 5, copying
-slices into batches 5, the permutation itself 1, the queue and its two threads the rest. What helped:
+Where the time goes (65,536 rows, about 30 ms on a quiet machine): Parquet decoding 14.4, permuting and checking 5,
+copying slices into batches 5, the permutation itself 1, the queue and its two threads the rest. What helped:
 permuting into the memory of a finished row group (fresh pages cost up to as much as the permutation);
 checking a column just before it is permuted, while it is cached (21.7 -> 19.9 ms a row group).
 
