@@ -44,8 +44,12 @@ def draw(result: Record, out: Path) -> None:
         f"{result['name']}: seeds, mean and deviation; differences paired by seed, filled where p < {SURE:g}",
         fontsize="medium",
     )
+    inches = 0.6 + 0.08 * max(map(len, optimizers.values()))  # of an entry
     figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False
+        *panels[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=max(1, int(2 * width / inches)),
+        frameon=False,
     )
     unfinished = out.with_name(out.name + ".part")
     figure.savefig(unfinished, format="png")
