@@ -22,7 +22,7 @@ _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 @contextmanager
 def slots(folder: Folder, number: int) -> Iterator[Runner]:
     """Processes that share the cores; what they are at when they are left is stopped in time, and can go on."""
-    spawn = multiprocessing.get_context("spawn")
+    spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     threads = max(1, cores() // number)
     # Which libraries of the slots read when they are loaded.
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
@@ -58,7 +58,7 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
         yield run
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise
     finally:
