@@ -55,9 +55,8 @@ def bootstrap(
         while True:
             counts_N = np.bincount(rng.integers(0, rows, rows), minlength=rows)
             drawn_N = counts_N.astype(np.float64) * weights_N
-            if all(
-                run.both_classes(drawn_N) for run in runs
-            ):  # else there is no AUC: of few positives none may be drawn
+            # Of few positives none may be drawn, and then there is no AUC.
+            if all(run.both_classes(drawn_N) for run in runs):
                 break
         aucs[resample] = [run.auc(drawn_N) for run in runs]
     return aucs

@@ -59,8 +59,7 @@ def test_committed_results_are_a_study_s(path: Path) -> None:
     found = json.loads(path.read_text())
     assert found["name"] == path.parent.name
     assert (ROOT / "benchmarks" / "studies" / f"{found['name']}.yaml").exists()
-    table = path.with_name("table.md")
-    assert not table.exists() or table.read_text() == document(found), "run `sparta compare --stage table`"
+    assert path.with_name("table.md").read_text() == document(found), "run `sparta compare --stage table`"
     for group in found["groups"]:
         assert [run["seed"] for run in group["runs"]] == found["seeds"]
         assert not any("test" in cell for cell in group["tuning"])
