@@ -12,9 +12,10 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from sparta.service.machine import processor, versions
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "triton", "numba", "numpy", "pyarrow")
@@ -69,8 +70,8 @@ def circumstances() -> dict[str, Any]:
     """Date, machine and versions."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"cpu": _cpu(), "cores": cores(), "load_average": round(os.getloadavg()[0], 1)},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {"cpu": processor(), "cores": cores(), "load_average": round(os.getloadavg()[0], 1)},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
     }
 
 
@@ -110,21 +111,3 @@ def newest(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 def script(name: str) -> str:
     """The benchmark that made a result of this name."""
     return f"{name.partition('-')[0]}.py"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -12,8 +12,9 @@ from sparta.service.config import Job
 from sparta.service.feed import Feed
 from sparta.service.heartbeat import FOLDER as BEATS
 from sparta.service.heartbeat import Heartbeat
+from sparta.service.machine import versions
 from sparta.service.profile import Profile
-from sparta.service.run import RunDirectory, versions
+from sparta.service.run import RunDirectory
 from sparta.service.telemetry.serve import Serving
 from sparta.service.telemetry.telemetry import Telemetry
 from sparta.service.world import World

@@ -1,7 +1,6 @@
 """Going on with a run: whether it is the same job, and everything that has to be as it was."""
 
 import os
-import platform
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,8 @@ from sparta.service.checkpoint.manifest import Manifest
 from sparta.service.checkpoint.store import RNG, WEIGHTS, Checkpoints
 from sparta.service.config import Job
 from sparta.service.history import read_history
-from sparta.service.run import RunDirectory, versions
+from sparta.service.machine import processor, versions
+from sparta.service.run import RunDirectory
 from sparta.service.step import Step
 from sparta.service.trainer import Trainer
 from sparta.service.world import World
@@ -88,7 +88,7 @@ def circumstances(job: Job, world: World) -> dict[str, Any]:
         "ranks": world.ranks,
         "threads": torch.get_num_threads(),
         "device": world.device.type,
-        "machine": platform.machine(),
+        "machine": processor() if world.device.type == "cpu" else torch.cuda.get_device_name(world.device),
         "config_hash": job.hash(),
         "versions": versions(),
     }

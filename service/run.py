@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +21,6 @@ FORMAT = 1
 """Version of the run directory, written to result.json."""
 
 _RANKS = re.compile(r"^  ranks: .*\n", re.MULTILINE)
-
-_PACKAGES = ("sparta", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 
 
 class RunDirectory:
@@ -165,14 +162,3 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what decides a result."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -23,7 +23,7 @@ import yaml
 from sparta.models.errors import ConfigError, DataError
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.storage import Storage
-from sparta.service.run import versions
+from sparta.service.machine import versions
 from tests.faults import harness, inject
 from tests.faults.aim import AIMED, Tempo, draw, fire, phase_of, says, watch
 from tests.faults.ranks import output_of, start
