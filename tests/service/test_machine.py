@@ -1,3 +1,5 @@
+"""A result says on what processor and with what versions it was made."""
+
 from importlib.metadata import version
 from pathlib import Path
 
