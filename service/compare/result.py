@@ -70,7 +70,7 @@ def _of_model(folder: Folder, data: str, model: str) -> tuple[list[Record], Reco
         if runs and all(run["valid"] is not None for run in runs):
             group |= {metric: spread([run["test"][metric] for run in runs]) for metric in METRICS}
         if runs:
-            group["rerun"], cells[optimizer] = runs[0]["rerun"], of_seeds
+            group["rerun"], cells[optimizer] = folder.command(of_seeds[0]), of_seeds
         groups.append(group)
     told = _compare(folder, groups, cells)
     if cells:
