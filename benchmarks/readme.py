@@ -21,7 +21,17 @@ from benchmarks import speed
 from benchmarks.measured import RESULTS, newest, student
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
-from sparta.service.compare.table import difference, lines, markdown, plain, sign, summary, told, verdicts
+from sparta.service.compare.table import (
+    cut_short,
+    difference,
+    lines,
+    markdown,
+    plain,
+    sign,
+    summary,
+    told,
+    verdicts,
+)
 from sparta.service.run import write_atomically
 
 QUALITY = "quality"
@@ -38,7 +48,8 @@ STEPS = {
 """What optimizers are called in helen_step-*.json, where not by their names."""
 SHOWN = (
     "Shown: the first one's AUC, and the others' difference to it with its 95% interval, for which test rows "
-    "(paired bootstrap) and seeds count (Student's t, as few seeds ask for)."
+    "(paired bootstrap) and seeds count (Student's t, as few seeds ask for). Folds share training rows, for which no "
+    "interval allows."
 )
 TO = " to adam"
 """How ratios of a step to plain Adam's end there."""
@@ -94,7 +105,8 @@ def quality(result: Record, costs: Mapping[str, float]) -> str:
         shown = (difference(of) if of else "diverged" for of in found)
         rows.append((labels[name], _cost(name, costs), *shown, share))
     head = ("optimizer", "step", *(_titled(result, data) for data in gains), "mean", f"of {labels[FULL]}'s")
-    return "\n\n".join([f"{told(result, tested=False)} {SHOWN}", markdown(head, rows)])
+    said = [told(result, tested=False), SHOWN, *cut_short(result)]
+    return "\n\n".join([" ".join(said), markdown(head, rows)])
 
 
 def auc_of(result: Record, data: str) -> float:
@@ -132,9 +144,10 @@ def gain(told: Record) -> Record:
 
 
 def mean_gain(gains: Sequence[Record]) -> Record:
-    """The mean over data sets, whose test rows and runs have nothing to do with each other.
+    """The mean over data sets, whose test rows and runs have nothing to do with each other, or over folds.
 
-    The degrees of freedom of its 95% interval are Welch's and Satterthwaite's.
+    Folds share training rows, so their differences are more alike than the interval allows for. The degrees of freedom
+    of its 95% interval are Welch's and Satterthwaite's.
     """
     mean = math.fsum(one["difference"] for one in gains) / len(gains)
     parts = [(part / len(gains) ** 2, freedom) for one in gains for part, freedom in one["parts"]]

@@ -48,6 +48,7 @@ def told(result: Record, *, tested: bool = True) -> str:
         )
         on = f", on {on}" if len(result["models"]) > 1 else ""
         said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split{on}.")
+        said += at_ends(result)
     if tested and any("to_first" in group for group in result["groups"]):
         said.append(
             f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
@@ -64,6 +65,41 @@ def told(result: Record, *, tested: bool = True) -> str:
         said.append(result["note"])
     said.append(f"{'; '.join([', '.join(result['dates']), *result.get('machines', []), _versions(result)])}.")
     return " ".join(said)
+
+
+def at_ends(result: Record) -> list[str]:
+    """A sentence on what was chosen at an end of its grid, so that more might lie beyond; of three values or more."""
+    choices: dict[tuple[str, str], list[bool]] = {}
+    # Models that share a grid share the choice.
+    grids = {str((one["data"], one["optimizer"], one["tuning"])): one for one in result["groups"]}
+    for group in grids.values():
+        for knob, chosen in (group["chosen"] or {}).items():
+            tried = {cell["knobs"][knob] for cell in group["tuning"]}
+            if len(tried) > 2 and all(isinstance(value, int | float) for value in tried):
+                optimizer = result["optimizers"][group["optimizer"]]
+                choices.setdefault((optimizer, knob), []).append(chosen in (min(tried), max(tried)))
+    told = [
+        f"{optimizer}'s {knob} ({sum(ends)} of {len(ends)})"
+        for (optimizer, knob), ends in choices.items()
+        if any(ends)
+    ]
+    return [f"Chosen at an end of the values tried: {', '.join(told)}."] if told else []
+
+
+def cut_short(result: Record) -> list[str]:
+    """A sentence on the runs that ended with their last epoch while others of the study were stopped early."""
+    ended = {
+        label: [
+            not run["stopped_early"] for one in _of(result, optimizer=name) for run in _sound(one["runs"])
+        ]
+        for name, label in result["optimizers"].items()
+    }
+    if all(all(runs) for runs in ended.values()):
+        return []
+    told = [f"{label} {sum(runs)} of {len(runs)}" for label, runs in ended.items() if any(runs)]
+    return [
+        f"Runs that ended with their last epoch, before they were stopped early: {', '.join(told)}."
+    ] * bool(told)
 
 
 def matrix(result: Record, data: str, metric: str) -> str:
@@ -231,6 +267,11 @@ def _first(result: Record) -> str:
 
 def _of(result: Record, **wanted: str) -> list[Record]:
     return [group for group in result["groups"] if all(group[key] == value for key, value in wanted.items())]
+
+
+def _sound(runs: Sequence[Record]) -> list[Record]:
+    """Those that did not diverge."""
+    return [run for run in runs if run["valid"] is not None]
 
 
 def _versions(result: Record) -> str:

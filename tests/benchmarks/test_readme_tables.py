@@ -21,7 +21,8 @@ def result(**gains: dict[str, tuple[float, float]]) -> dict[str, Any]:
     score = {"auc": {"mean": 0.8, "sd": 0.001}, "logloss": {"mean": 0.4, "sd": 0.001}}
     groups, names = [], {"adam": "Adam"}
     for data, optimizers in gains.items():
-        group = {"data": data, "model": "m", "chosen": {"lr": 0.001}, "runs": [{}], "tuning": [], **score}
+        run = {"valid": {}, "stopped_early": True}
+        group = {"data": data, "model": "m", "chosen": {"lr": 0.001}, "runs": [run], "tuning": [], **score}
         groups.append({**group, "optimizer": "adam"})
         for name, (mean, error) in optimizers.items():
             names[name] = name.upper()

@@ -53,35 +53,58 @@ def test_a_median_outside_of_where_repeats_lie_fails(median: float, is_outside: 
     assert verify.outside({"median": median}, RATIO) == is_outside
 
 
-@pytest.mark.parametrize("median, void, code", [(1.2, [], 0), (0.9, [], 1), (0.9, ["a"], 0), (0.9, ["b"], 1)])
-def test_what_is_void_here_is_said_and_no_failure(
+MACHINE = {"cpu": "one", "cores": 2}
+
+
+def verified(
+    monkeypatch: pytest.MonkeyPatch, medians: dict[str, float], void: list[str], cores: int = 2
+) -> int:
+    """What `main` says of the committed ratios a and b when a run finds these."""
+    report = {"ratios": {of: {"median": median} for of, median in medians.items()}, "void": void}
+    monkeypatch.setattr(verify, "committed", lambda: {("loops.py", of): RATIO for of in "ab"})
+    monkeypatch.setattr(verify, "newest", lambda: {"loops": {"machine": MACHINE}})
+    monkeypatch.setattr(verify, "measure", lambda script: report | {"machine": MACHINE | {"cores": cores}})
+    monkeypatch.setattr(sys, "argv", ["verify", "--commit", "c"])
+    return verify.main()
+
+
+@pytest.mark.parametrize(
+    "a, void, code",
+    [(1.2, [], 0), (0.9, [], 1), (0.9, ["a"], 0), (0.9, ["b"], 1), (1.2, ["b"], 0), (1.2, ["a", "b"], 1)],
+)
+def test_what_is_void_here_is_said_and_fails_only_if_nothing_else_can_be_told(
     monkeypatch: pytest.MonkeyPatch,
-    median: float,
+    a: float,
     void: list[str],
     code: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    report = {"ratios": {"a": {"median": median}}, "void": void}
-    monkeypatch.setattr(verify, "committed", lambda: {("loops.py", "a"): RATIO})
-    monkeypatch.setattr(verify, "measure", lambda script: report)
-    monkeypatch.setattr(sys, "argv", ["verify", "--commit", "c"])
-    assert verify.main() == code
-    assert ("void" in capsys.readouterr().out) == (void == ["a"])
+    assert verified(monkeypatch, {"a": a, "b": 1.2}, void) == code
+    said = capsys.readouterr().out
+    assert said.count("but void: the other side") == len(void)
+    assert ("nothing could be told" in said) == (len(void) == 2)
+    assert f"a: {a}, {'outside' if a < 1 else 'within'} [1.1, 1.3]" in said
 
 
 def test_what_is_not_measured_any_more_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "committed", lambda: {("loops.py", "a"): RATIO})
-    monkeypatch.setattr(verify, "measure", lambda script: {"ratios": {}})
-    monkeypatch.setattr(sys, "argv", ["verify", "--commit", "c"])
-    assert verify.main() == 1
+    assert verified(monkeypatch, {"a": 1.2}, []) == 1
 
 
-def test_a_comparison_is_void_with_all_of_its_group_where_the_other_side_is_too_slow() -> None:
+def test_another_machine_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verified(monkeypatch, {"a": 1.2, "b": 1.2}, [], cores=8) == 0
+    assert "loops.py: measured on 2 cores, and here on 8 cores\n" in capsys.readouterr().out
+
+
+def test_a_comparison_is_void_with_all_of_its_group_where_the_other_side_is_not_what_it_is_known_to_be() -> (
+    None
+):
     fp32, bf16, helen, large = (question.title for question in loops.QUESTIONS)
-    found = {title: {"theirs": 41_000} for title in (fp32, bf16, helen, large)}
+    rates = {fp32: 41_000, bf16: 90_000, helen: 14_000, large: 1_400}
+    found = {title: {"theirs": rate} for title, rate in rates.items()}
     assert loops.void(found) == []
     assert loops.void({**found, fp32: {"theirs": 39_000}}) == [fp32, bf16]
     assert loops.void({**found, large: {"theirs": 900}}) == [large]
+    assert loops.void({**found, large: {"theirs": 1_800}}) == [large]  # so fast their own code is not
     assert loops.void({helen: {"theirs": 9_000}}) == [helen]
 
 
@@ -99,13 +122,12 @@ def test_student_s_table(freedom: int, t: float) -> None:
 
 @pytest.mark.parametrize("pairs", [3, 5, 15])
 def test_one_run_in_a_hundred_lies_outside_of_another_s_bounds(
-    pairs: int, monkeypatch: pytest.MonkeyPatch
+    pairs: int,
 ) -> None:
-    monkeypatch.setattr(measured, "DRIFT", 0.0)
     rng, runs = np.random.default_rng(1), 400
     missed = 0
     for first, second in rng.lognormal(0.3, 0.1, (runs, 2, pairs)):
-        then, now = (measured.ratio(list(one), [1.0] * pairs) for one in (first, second))
+        then, now = (measured.ratio(list(one), [1.0] * pairs, drift=0.0) for one in (first, second))
         missed += verify.outside(now, then)
     assert missed <= 12  # 4 are expected; more than 12 in one of 2,000 trials
 

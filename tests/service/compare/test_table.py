@@ -12,7 +12,17 @@ from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.plot import draw
 from sparta.service.compare.result import collect
 from sparta.service.compare.run import finals, go
-from sparta.service.compare.table import SURE, document, lines, matrix, plain, sign, verdicts
+from sparta.service.compare.table import (
+    SURE,
+    at_ends,
+    cut_short,
+    document,
+    lines,
+    matrix,
+    plain,
+    sign,
+    verdicts,
+)
 from sparta.service.compare.verb import render
 from tests.service.compare import toys
 
@@ -69,6 +79,39 @@ def test_rows_are_models_columns_are_optimizers_and_the_best_is_bold(tmp_path: P
             assert [cell.strip("*\\") for cell in cells] == [plain(mean) for mean in means]
             assert [cell.startswith("**") for cell in cells] == [best == 0, best == 1]
         assert rows[2].startswith("| mean | ")
+
+
+def of_lr(chosen: float, tried: list[float], *, model: str = "m", **also: Any) -> dict[str, Any]:
+    """A group whose optimizer chose this rate."""
+    tuning = [{"knobs": {"lr": lr, "base": "adam"}} for lr in tried]
+    knobs = {"lr": chosen, "base": "adam"}
+    return {"data": "d", "model": model, "optimizer": "a", "chosen": knobs, "tuning": tuning, **also}
+
+
+@pytest.mark.parametrize("chosen, ends", [(0.1, 1), (0.2, 0), (0.3, 1)])
+def test_what_was_chosen_at_an_end_of_three_values_or_more_is_said_once_a_grid(
+    chosen: float, ends: int
+) -> None:
+    labels = {"a": "Adam", "b": "SAM"}
+    groups = [of_lr(chosen, [0.1, 0.2, 0.3], model=model) for model in ("m", "n")]  # they share the grid
+    groups += [of_lr(0.2, [0.1, 0.2, 0.3]), of_lr(0.1, [0.1, 0.2]), of_lr(0.1, [], optimizer="b")]
+    groups += [{**of_lr(0.1, [0.1, 0.2, 0.3]), "chosen": None}]  # all of it diverged
+    told = at_ends(
+        {"optimizers": labels, "groups": [{**of, "data": str(n // 2)} for n, of in enumerate(groups)]}
+    )
+    assert told == ["Chosen at an end of the values tried: Adam's lr (1 of 2)."] * ends
+
+
+def test_runs_that_early_stopping_did_not_end_are_counted_where_it_ended_others() -> None:
+    def study(*early: bool | None) -> dict[str, Any]:
+        runs = [{"valid": None} if one is None else {"valid": {}, "stopped_early": one} for one in early]
+        groups = [{"optimizer": name, "runs": runs[n::2]} for n, name in enumerate("ab")]
+        return {"optimizers": {"a": "Adam", "b": "SAM"}, "groups": groups}
+
+    said = "Runs that ended with their last epoch, before they were stopped early:"
+    assert cut_short(study(True, True, False, None, False, True)) == [f"{said} Adam 2 of 3."]
+    assert cut_short(study(True, False, True, False)) == [f"{said} SAM 2 of 2."]
+    assert cut_short(study(True, True)) == cut_short(study(False, False)) == []
 
 
 def test_a_failed_seed_is_never_dropped(tmp_path: Path) -> None:
