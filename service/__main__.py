@@ -176,6 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has left; Python must not complain of that when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except OSError as error:
         # A disk that is full or gone while we write; what is known beforehand has a better line of its own.
         if verbose or error.filename is None:

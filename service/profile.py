@@ -74,6 +74,10 @@ class Profile:
         self._this: defaultdict[str, float] = defaultdict(float)
         """The same of the step under way."""
         self._over = self._last <= start
+        if self._over:
+            note(
+                f"--profile {self._first}-{self._last}: nothing to look at, training goes on after step {start}"
+            )
         self._start_in_time()
 
     def begin(self, phase: str) -> None:

@@ -72,6 +72,12 @@ def test_every_key_in_the_table_of_the_job_file_is_one() -> None:
                 assert plain in known, name
 
 
+def test_it_counts_the_bugs_that_are_planted() -> None:
+    from tests.mutate import BUGS
+
+    assert f"{len(BUGS)} one-line bugs" in README
+
+
 def test_every_file_it_links_to_is_there() -> None:
     root = Path(__file__).parents[1]
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):

@@ -52,6 +52,11 @@ Edits = Mapping[str, Any]
 Knobs = tuple[tuple[str, Any], ...]
 """Names of knobs with their values."""
 
+KNOBS: Mapping[str, tuple[str, ...]] = {
+    "lr": ("optim.tables.lr", "optim.dense.lr"),
+    "rho": ("optim.tables.rho",),
+}
+"""Those that every study has."""
 _OURS = ("name", "train.seed", "train.test")
 """Keys of the job that the study sets itself."""
 
@@ -150,11 +155,14 @@ class Study(Settings):
     data: Mapping[Name, DataSet] = Field(min_length=1)
     models: Mapping[Name, Model] = Field(min_length=1)
     optimizers: Mapping[Name, Optimizer] = Field(min_length=1)
-    knobs: Mapping[str, tuple[str, ...]] = {
-        "lr": ("optim.tables.lr", "optim.dense.lr"),
-        "rho": ("optim.tables.rho",),
-    }
-    """What a grid may vary, and the keys of the job that each stands for."""
+    knobs: Mapping[str, tuple[str, ...]] = KNOBS
+    """What a grid may vary, and the keys of the job that each stands for, beside `lr` (optim.tables.lr and
+    optim.dense.lr) and `rho` (optim.tables.rho), as in `l2: [optim.tables.l2]`."""
+
+    @field_validator("knobs")
+    @classmethod
+    def _beside_ours(cls, value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+        return {**KNOBS, **value}
 
     @field_validator("models", "optimizers")
     @classmethod
@@ -166,13 +174,17 @@ class Study(Settings):
     @model_validator(mode="after")
     def _is_fair(self) -> "Study":
         sizes = {name: len(optimizer.points) for name, optimizer in self.optimizers.items()}
-        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        for name, optimizer in self.optimizers.items():
+            if empty := [knob for knob, values in optimizer.grid.items() if not values]:
+                raise ValueError(f"optimizers.{name}.grid.{empty[0]}: no value to try; give some, or drop it")
+        if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise ValueError(f"grids of unequal size ({told} cells); give every optimizer as many")
         for name, optimizer in self.optimizers.items():
             if unknown := sorted(set(optimizer.grid) - set(self.knobs)):
                 raise ValueError(
-                    f"optimizers.{name}.grid: {', '.join(unknown)} is no knob; known: {', '.join(self.knobs)}"
+                    f"optimizers.{name}.grid: {', '.join(unknown)} is no knob; known: {', '.join(self.knobs)}; "
+                    f"or say which keys of the job it is, as in knobs: {{{unknown[0]}: [optim.tables.{unknown[0]}]}}"
                 )
             for knob, values in optimizer.grid.items():
                 for value in values:

@@ -1,5 +1,6 @@
 """The command line: help for every verb, mistakes in one line, tracebacks only on demand."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from sparta.service.__main__ import VERBS, main
 from sparta.service.arguments import parser
+from tests.service.compare import toys
 from tests.service.refusal import refused, sparta
 
 
@@ -88,3 +90,12 @@ def test_ctrl_c_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_verb_of_the_parser_is_there() -> None:
     action = next(action for action in parser()._actions if action.dest == "verb")
     assert list(action.choices or ()) == list(VERBS)
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sparta.service", "compare", str(toys.write(tmp_path)), "--dry-run"]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    running.stdout.close()
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (141, "")

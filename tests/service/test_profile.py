@@ -89,6 +89,10 @@ def test_a_resumed_training_says_from_where_it_looked(data: Path, tmp_path: Path
     assert code == 0
     assert f"profile of steps 4 to 5: {tmp_path}/run/profile/rank-0.txt" in said
 
+    code, _, said = sparta(*run, "--resume", "--set", "train.max_steps=7", "--profile", "2-6")
+    assert code == 0
+    assert "note: --profile 2-6: nothing to look at, training goes on after step 6" in said
+
 
 @pytest.mark.parametrize("text", ["20", "0-4", "5-4", "a-b", "3-", "1-2-3"])
 def test_what_is_no_range_is_refused(text: str) -> None:
