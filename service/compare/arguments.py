@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +19,11 @@ def read(arguments: argparse.Namespace) -> tuple[Folder, Part]:
     """The study's folder, and the part of the study that is asked for.
 
     Raises:
-        ConfigError: a bad study, or a name that it does not have.
+        ConfigError: a bad study, a name that it does not have, or a URL to work in.
     """
     study = load_study(arguments.study)
+    if arguments.work and re.match(r"[a-z0-9]+:/", str(arguments.work)):
+        raise ConfigError(f"--work {arguments.work}: a study works in a folder of this machine; give one")
     part = Part(
         _names(arguments.data, study.data, "data"),
         _names(arguments.models, study.models, "models"),

@@ -107,8 +107,13 @@ class Folder:
         """Make what is not there.
 
         Raises:
-            ConfigError: the folder cannot be made.
+            ConfigError: the folder cannot be made, or holds another study's result.
+            DataError: it holds a damaged one.
         """
+        if self.result.is_file() and (other := _read(self.result, "name")["name"]) != self.study.name:
+            raise ConfigError(
+                f"{self.path}: holds the study {other}, and this one is {self.study.name}; give another --work"
+            )
         try:
             for name in ("cells", "runs", "logs", "data", "raw"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -154,7 +159,7 @@ class Folder:
         try:
             return load_job(Path(cell.job), self.edits(cell))
         except ConfigError as error:
-            raise ConfigError(f"{cell.name}: {error}") from error
+            raise ConfigError(f"{cell.name}, with what the study sets: {error}") from error
 
     def schema(self, cell: Cell) -> Schema:
         """What its dataset holds.
@@ -212,13 +217,16 @@ class Folder:
         return self.path / "cells" / f"{self.key(cell)}.json"
 
     def record(self, cell: Cell) -> Record | None:
-        """What a cell came to, if it is done."""
+        """What a cell came to, if it is done.
+
+        Raises:
+            DataError: its file is damaged.
+        """
         try:
             path = self.noted(cell)
         except DataError:  # there is no dataset yet
             return None
-        record: Record | None = json.loads(path.read_text()) if path.is_file() else None
-        return record
+        return _read(path, "valid") if path.is_file() else None
 
     def finished(self, cell: Cell) -> bool:
         """Whether its run directory says what it came to."""
@@ -232,14 +240,14 @@ class Folder:
             seconds: what its last start took, all included; those of the training where nobody knows.
 
         Raises:
-            DataError: a split of one class, which has no AUC.
+            DataError: a split of one class, which has no AUC; a damaged result.
         """
         run = RunDirectory(self.run(cell))
         if run.diverged.exists():
             found: Record = {"valid": None, "error": run.diverged.read_text().strip()}
             ended = run.diverged
         elif run.result.exists():
-            result = json.loads(run.result.read_text())
+            result = _read(run.result, "eval")
             label = self.label(cell)
             found = {split: _scores(metrics[label]) for split, metrics in result["eval"].items()}
             if missing := [split for split in found if found[split]["auc"] is None]:
@@ -283,6 +291,23 @@ def choose(records: Sequence[Record]) -> int | None:
     """Which cell has the highest AUC on the valid split, the first of equals; None if all diverged."""
     scored = [number for number, record in enumerate(records) if record["valid"] is not None]
     return max(scored, key=lambda number: records[number]["valid"]["auc"], default=None)
+
+
+def _read(path: Path, key: str) -> Record:
+    """A JSON object that has this key.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or key not in found:
+        raise DataError(
+            f"{path}: damaged, it is no JSON object with {key!r}; remove it and run the study again"
+        )
+    return found
 
 
 def _hash(what: Any) -> str:

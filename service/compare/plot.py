@@ -5,6 +5,7 @@ Drawn on a Figure of its own: pyplot would keep global state and look for a disp
 
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,27 +13,43 @@ from matplotlib.figure import Figure
 from sparta.service.compare.cells import Record
 from sparta.service.compare.table import SURE, TITLES
 
+BESIDE = 0.035
+"""How far left of a mean its seeds stand; models are 1 apart."""
+
 
 def draw(result: Record, out: Path) -> None:
     """Draw `study.json` into the PNG `out`, which is replaced in one go."""
+    with rc_context({"text.parse_math": False}):  # a label may have a $ in it
+        _draw(result, out)
+
+
+def _draw(result: Record, out: Path) -> None:
     names, models, optimizers = [data["name"] for data in result["data"]], *_labels(result)
-    width = max(4.6, 0.14 * len(models) * len(optimizers) + 1.5)
-    figure = Figure(figsize=(2 * width, 5.4 * len(names) + 0.8), dpi=110, layout="constrained")
+    compared = any("to_first" in group for group in result["groups"])
+    width = max(4.6, 0.14 * len(models) * len(optimizers) + 1.5, 0.8 * len(models))
+    rows = (1 + compared) * len(names)
+    figure = Figure(figsize=(2 * width, 2.7 * rows + 0.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2 * len(names), 2, squeeze=False)
+    panels = figure.subplots(rows, 2, squeeze=False)
     first = next(iter(result["optimizers"].values()))
     for place, data in enumerate(names):
-        for metric, scores, gains in zip(TITLES, panels[2 * place], panels[2 * place + 1], strict=True):
-            scores.set_title(f"{data}: test {TITLES[metric]}")
-            gains.set_title(f"{data}: {TITLES[metric]} - {first}'s")
-            gains.axhline(0, color="0.6", linewidth=0.8)
-            for group in result["groups"]:
-                if group["data"] == data:
-                    number = list(optimizers).index(group["optimizer"])
-                    at = list(models).index(group["model"]) + (number + 0.5) / len(optimizers) * 0.8 - 0.4
-                    _scores(scores, at, group, metric, f"C{number}")
-                    _gains(gains, at, group, metric, f"C{number}")
-            for axis in (scores, gains):
+        for column, metric in enumerate(TITLES):
+            axes = panels[(1 + compared) * place : (1 + compared) * (place + 1), column]
+            for axis, title, show in zip(
+                axes,
+                (f"test {TITLES[metric]}", f"{TITLES[metric]} - {first}'s"),
+                (_scores, _gains),
+                strict=False,
+            ):
+                axis.set_title(f"{data}: {title}")
+                for group in result["groups"]:
+                    if group["data"] == data:
+                        number = list(optimizers).index(group["optimizer"])
+                        at = list(models).index(group["model"]) + (number + 0.5) / len(optimizers) * 0.8 - 0.4
+                        show(axis, at, group, metric, f"C{number}")
+            if compared:
+                axes[1].axhline(0, color="0.6", linewidth=0.8)
+            for axis in axes:
                 axis.set_xticks(range(len(models)), list(models.values()))
                 axis.set_xlim(-0.5, len(models) - 0.5)
                 axis.grid(axis="y", alpha=0.25)
@@ -40,10 +57,8 @@ def draw(result: Record, out: Path) -> None:
                 axis.ticklabel_format(axis="y", useOffset=False)
     for number, label in enumerate(optimizers.values()):
         panels[0][0].plot([], [], "o", color=f"C{number}", label=label)
-    figure.suptitle(
-        f"{result['name']}: seeds, mean and deviation; differences paired by seed, filled where p < {SURE:g}",
-        fontsize="medium",
-    )
+    differences = f"; differences paired by seed, filled where p < {SURE:g}" * compared
+    figure.suptitle(f"{result['name']}: seeds, mean and deviation{differences}", fontsize="medium")
     inches = 0.6 + 0.08 * max(map(len, optimizers.values()))  # of an entry
     figure.legend(
         *panels[0][0].get_legend_handles_labels(),
@@ -69,7 +84,7 @@ def _labels(result: Record) -> tuple[dict[str, str], dict[str, str]]:
 def _scores(axis: Axes, at: float, group: Record, metric: str, color: str) -> None:
     """A dot a seed, the mean with the deviation over the seeds; a cross at the bottom where one diverged."""
     sound = [run["test"][metric] for run in group["runs"] if run["valid"] is not None]
-    axis.plot([at] * len(sound), sound, ".", color=color, alpha=0.4, markersize=4)
+    axis.plot([at - BESIDE] * len(sound), sound, ".", color=color, alpha=0.6, markersize=4)
     if metric in group:
         spread = group[metric]
         axis.errorbar(at, spread["mean"], spread["sd"], fmt="o", color=color, markersize=4, capsize=2)
@@ -82,7 +97,9 @@ def _gains(axis: Axes, at: float, group: Record, metric: str, color: str) -> Non
     if "to_first" not in group:
         return
     told = group["to_first"][metric]
-    axis.plot([at] * len(told["by_seed"]), told["by_seed"], ".", color=color, alpha=0.4, markersize=4)
+    axis.plot(
+        [at - BESIDE] * len(told["by_seed"]), told["by_seed"], ".", color=color, alpha=0.6, markersize=4
+    )
     sure = told["p"] is not None and told["p"] < SURE
     axis.plot(
         at, told["difference"], "o", color=color, markersize=5, markerfacecolor=color if sure else "white"

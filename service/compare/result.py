@@ -38,6 +38,7 @@ def collect(folder: Folder) -> Record:
     if not groups:
         raise ConfigError(f"{folder.path}: no cell is done with all its seeds yet; run `sparta compare` on")
     runs = [run for group in groups for run in group["runs"]]
+    wanted = len(study.data) * len(study.models) * len(study.optimizers)
     return {
         "format": FORMAT,
         "name": study.name,
@@ -49,6 +50,7 @@ def collect(folder: Folder) -> Record:
         "models": {name: model.label for name, model in study.models.items()},
         "optimizers": {name: optimizer.label for name, optimizer in study.optimizers.items()},
         "groups": [{**group, "runs": _short(group["runs"])} for group in groups],
+        **({"open": wanted - len(groups)} if len(groups) < wanted else {}),
         "dates": sorted({run["date"] for run in runs}),
         "machines": _distinct([_machine(run) for run in runs if "machine" in run]),
         "versions": _distinct([run["versions"] for run in runs if "versions" in run]),
@@ -113,7 +115,11 @@ def _resampled(folder: Folder, pairs: Sequence[tuple[Cell, Record]]) -> tuple[Fl
     for cell, run in pairs:
         path = folder.run(cell) / "scores"
         task = folder.schema(cell).labels.index(folder.label(cell))
-        logits_NT, labels_NT, weights = load_kept(path)
+        try:
+            logits_NT, labels_NT, weights = load_kept(path)
+        except DataError as error:
+            again = f"{_again(folder, cell)}, or write resamples: 0"
+            raise DataError(f"{path}: the scores that are resampled are gone; {again}") from error
         mine = labels_NT[:, task] > 0.5
         labels = mine if labels is None else labels
         if not np.array_equal(mine, labels):

@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from sparta.models.errors import SpartaError
+from sparta.models.errors import DataError, SpartaError
 from sparta.service.compare.arguments import cores
 from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner
@@ -45,6 +45,11 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
                     seconds = done.result()
                 except SpartaError as error:
                     raise type(error)(f"{cell.name}: {error}") from error
+                except OSError as error:
+                    where, why = error.filename or folder.run(cell), error.strerror or error
+                    raise DataError(
+                        f"{cell.name}: {where}: {why}; mend that and run the study again"
+                    ) from error
                 except Exception as error:
                     error.add_note(f"in cell {cell.name}, {folder.run(cell)}")
                     raise

@@ -39,6 +39,9 @@ def told(result: Record, *, tested: bool = True) -> str:
     """
     seeds, tuning = len(result["seeds"]), result["tuning"]
     said = [f"Mean over {seeds} seed{'s' * (seeds > 1)} on the test split."]
+    if result.get("open"):
+        whole = result["open"] + len(result["groups"])
+        said.append(f"Not all is done: of {whole} lines {result['open']} are missing.")
     cells = max((len(group["tuning"]) for group in result["groups"]), default=0)
     if tuning and cells:
         on = (
@@ -50,14 +53,14 @@ def told(result: Record, *, tested: bool = True) -> str:
         said.append(f"Every optimizer chose among {cells} cells by AUC on the valid split{on}.")
         said += at_ends(result)
     if tested and any("to_first" in group for group in result["groups"]):
-        said.append(
-            f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
-        )
+        if seeds > 1:
+            said.append(
+                f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
+            )
         if result["resamples"]:
             drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
-            said.append(
-                f"Intervals: {drawn}; better and worse are said where they leave 0 out and p < {plain(SURE, 2)}."
-            )
+            sure = f" and p < {plain(SURE, 2)}" * (seeds > 1)
+            said.append(f"Intervals: {drawn}; better and worse are said where they leave 0 out{sure}.")
         comparisons = sum("to_first" in group for group in result["groups"])
         if (chance := round(SURE * comparisons)) > 0:
             said.append(f"Of {comparisons} comparisons a metric chance alone would mark about {chance}.")
@@ -207,8 +210,9 @@ def signed(value: float) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows))
+    """A Markdown table; what is a bar in a cell stays one."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (rows[0], ("---",) * len(head), *rows[1:]))
 
 
 def failed(group: Record) -> str:
@@ -241,7 +245,8 @@ def _bold(text: str, best: str | None) -> str:
 def _scores(group: Record) -> tuple[str, str]:
     if "auc" not in group:
         return failed(group), _DASH
-    return f"{plain(group['auc']['mean'])} ± {plain(group['auc']['sd'])}", plain(group["logloss"]["mean"])
+    spread = f" ± {plain(group['auc']['sd'])}" if len(group["runs"]) > 1 else ""
+    return f"{plain(group['auc']['mean'])}{spread}", plain(group["logloss"]["mean"])
 
 
 def _difference(group: Record) -> tuple[str, str, str]:

@@ -218,7 +218,7 @@ def test_nothing_is_chosen_before_the_grid_is_done(tmp_path: Path) -> None:
 
 def test_a_dataset_that_is_not_there_and_a_cell_that_is_no_job_say_so(tmp_path: Path) -> None:
     folder = toys.folder(tmp_path, set={"train.epochs": 0})
-    with pytest.raises(ConfigError, match=r"toy-deepfm-adam-lr0\.1-s9: .*train\.epochs"):
+    with pytest.raises(ConfigError, match=r"toy-deepfm-adam-lr0\.1-s9, with .*: train\.epochs"):
         folder.key(tuning(folder.study, "toy", "deepfm", "adam")[0])
     folder = toys.folder(tmp_path, set={"data.path": str(tmp_path / "nowhere")})
     with pytest.raises(DataError, match="nowhere: no such dataset"):
@@ -230,3 +230,23 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="give a writable --work"):
         Folder(tmp_path / "file" / "work", study).make()
+
+
+def test_a_folder_of_another_study_is_left_alone(tmp_path: Path) -> None:
+    folder = toys.folder(tmp_path)
+    folder.result.write_text('{"name": "other"}')
+    with pytest.raises(ConfigError, match="holds the study other, and this one is toy; give another --work"):
+        toys.folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{"])
+def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
+    folder = toys.folder(tmp_path)
+    cell = tuning(folder.study, "toy", "dcn", "adam")[0]
+    toys.finish(folder, cell, 1.0)
+    (folder.run(cell) / "result.json").write_text(text)
+    with pytest.raises(DataError, match=r"/result\.json: damaged, .*; remove it and run the study again"):
+        folder.note(cell)
+    folder.noted(cell).write_text(text)
+    with pytest.raises(DataError, match=r"-s9-\w+\.json: damaged, .*; remove it and run the study again"):
+        folder.record(cell)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sparta.models.errors import DataError
 from sparta.models.schema import load_schema
 from sparta.service.compare.cells import tuning
 from sparta.service.compare.datasets import prepare_all
@@ -18,13 +19,18 @@ SPEC = (
 FOLD = {"job": "job.yaml", "prepare": "spec.yaml"}
 
 
+def write_raw(place: Path) -> None:
+    """Three files of 40 rows, and the spec that names them."""
+    for number, split in enumerate(("train", "valid", "test")):
+        ids = np.arange(40 * number, 40 * number + 40)
+        pq.write_table(pa.table({"id": ids, "click": ids % 2}), place / f"{split}.parquet")
+    (place / "spec.yaml").write_text(SPEC)
+
+
 def test_folds_and_synthetic_data_are_made_once_where_the_cells_look(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, split in enumerate(("train", "valid", "test")):
-        ids = np.arange(40 * number, 40 * number + 40)
-        pq.write_table(pa.table({"id": ids, "click": ids % 2}), tmp_path / f"{split}.parquet")
-    (tmp_path / "spec.yaml").write_text(SPEC)
+    write_raw(tmp_path)
     data = {
         "whole": FOLD,
         "fold1": {**FOLD, "fold": 1},
@@ -49,3 +55,19 @@ def test_folds_and_synthetic_data_are_made_once_where_the_cells_look(
     assert not list((folder.path / "raw").glob("*"))
     prepare_all(folder, data)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("fold", [None, 2])
+def test_raw_files_that_changed_since_are_told_and_those_that_are_gone_are_not_missed(
+    tmp_path: Path, fold: int | None
+) -> None:
+    write_raw(tmp_path)
+    folder = toys.folder(tmp_path, data={"d": {**FOLD, "fold": fold}})
+    prepare_all(folder, ["d"])
+    prepare_all(folder, ["d"])
+    pq.write_table(pa.table({"id": np.arange(9), "click": np.arange(9) % 2}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"^data\.d: .*/train\.parquet is another than when .*; remove "):
+        prepare_all(folder, ["d"])
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    prepare_all(folder, ["d"])

@@ -131,7 +131,7 @@ def test_a_dry_run_needs_no_data(tmp_path: Path) -> None:
 
 def test_a_dry_run_refuses_a_cell_that_is_no_job(tmp_path: Path) -> None:
     folder = toys.folder(tmp_path, models={"deepfm": {"set": {"model.nam": "x"}}})
-    with pytest.raises(ConfigError, match=r"adam-lr0\.1-s9: .*model\.nam: unknown key"):
+    with pytest.raises(ConfigError, match=r"adam-lr0\.1-s9, with .*: model\.nam: unknown key"):
         next(listed(folder, toys.whole(folder)))
 
 
@@ -164,6 +164,8 @@ def test_names_come_in_the_study_s_order_and_unknown_ones_are_refused(tmp_path: 
     assert (part.models, part.optimizers, part.data) == (("deepfm", "dcn"), ("helen",), ("toy",))
     with pytest.raises(ConfigError, match="--data d: the study has toy"):
         read(parser().parse_args(["compare", str(path), "--data", "d,toy"]))
+    with pytest.raises(ConfigError, match=r"--work s3:/b/x: a study works in a folder of this machine"):
+        read(parser().parse_args(["compare", str(path), "--work", "s3://b/x"]))
 
 
 def test_a_folder_is_one_study_s_at_a_time_and_sigterm_ends_it_as_ctrl_c(tmp_path: Path) -> None:

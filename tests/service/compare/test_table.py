@@ -1,6 +1,7 @@
 """What a study has come to: the record, the tables, the picture."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ def test_what_is_not_done_is_left_out_and_with_nothing_done_there_is_no_table(tm
     (folder.path / "cells" / f"{folder.key(cell)}.json").unlink()
     result = collect(folder)
     assert ("dcn", "helen") not in groups(result)
+    assert "Not all is done: of 4 lines 1 are missing." in document(result)
     assert "| DCN | " in matrix(result, "toy", "auc")
     assert matrix(result, "toy", "auc").splitlines()[3].endswith("| — |")
 
@@ -244,3 +246,30 @@ def test_every_line_of_a_table_has_as_many_cells(tmp_path: Path) -> None:
         assert len({line.count(" | ") for line in text.splitlines()}) == 1
     assert lines(alone).splitlines()[0] == "| data | model | optimizer | test AUC | LogLoss | chosen |"
     assert "**" not in matrix(alone, "toy", "auc")
+
+
+def test_of_a_single_seed_no_deviation_and_no_test_is_told(tmp_path: Path) -> None:
+    result = collect(ran(tmp_path, seeds=[1]))
+    shown = document(result)
+    assert "±" not in shown
+    assert "t-test" not in shown
+    assert "better and worse are said where they leave 0 out." in shown
+    draw(result, tmp_path / "study.png")
+
+
+@pytest.mark.parametrize("label", ["Deep|FM", "a $\\foo{$ b"])
+def test_any_label_can_be_shown(tmp_path: Path, label: str) -> None:
+    models = {"deepfm": {"label": label, "set": {"model.name": "deepfm"}}}
+    result = collect(ran(tmp_path, models=models))
+    shown = lines(result).splitlines() + matrix(result, "toy", "auc").splitlines()[2:]
+    assert any(label.replace("|", "\\|") in line for line in shown)
+    draw(result, tmp_path / "study.png")
+
+
+def test_scores_that_are_gone_are_told_with_the_way_out(tmp_path: Path) -> None:
+    folder = ran(tmp_path)
+    shutil.rmtree(folder.path / "runs")
+    with pytest.raises(
+        DataError, match=r"the scores that are resampled are gone; remove .* or write resamples: 0"
+    ):
+        collect(folder)
