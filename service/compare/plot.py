@@ -5,6 +5,7 @@ Drawn on a Figure of its own: pyplot would keep global state and look for a disp
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,10 @@ from sparta.service.compare.table import SURE, TITLES
 
 BESIDE = 0.035
 """How far left of a mean its seeds stand; models are 1 apart."""
+MEAN = "mean"
+"""What the marks of means are called."""
+FAR = 3.0
+"""A mean that is so many times the distance of the tenth from the ninth tenth off the median is cut off."""
 
 
 def draw(result: Record, out: Path) -> None:
@@ -52,6 +57,7 @@ def _draw(result: Record, out: Path) -> None:
             for axis in axes:
                 axis.set_xticks(range(len(models)), list(models.values()))
                 axis.set_xlim(-0.5, len(models) - 0.5)
+                close_up(axis)
                 axis.grid(axis="y", alpha=0.25)
                 axis.spines[["top", "right"]].set_visible(False)
                 axis.ticklabel_format(axis="y", useOffset=False)
@@ -81,13 +87,42 @@ def _labels(result: Record) -> tuple[dict[str, str], dict[str, str]]:
     return models, optimizers
 
 
+def close_up(axis: Axes) -> None:
+    """Cut the axis where a mean lies so far off that the others would be one line, and write there what it is."""
+    marks = [line for line in axis.lines if line.get_gid() == MEAN]
+    places = [np.asarray(line.get_xydata())[0].tolist() for line in marks]
+    if len(marks) < 8:
+        return
+    low, middle, high = np.quantile([value for _, value in places], [0.1, 0.5, 0.9]).tolist()
+    room = FAR * (high - low)
+    near = [value for _, value in places if abs(value - middle) <= room]
+    if len(near) == len(marks):
+        return
+    bottom, top = min(near) - (high - low) / 2, max(near) + (high - low) / 2
+    axis.set_ylim(bottom, top)
+    for mark, (at, value) in zip(marks, places, strict=True):
+        if abs(value - middle) > room:
+            below = value < middle
+            axis.annotate(
+                f"{value:.3f}",
+                (at, bottom if below else top),
+                xytext=(0, 4 if below else -4),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if below else "top",
+                fontsize="x-small",
+                color=mark.get_color(),
+            )
+
+
 def _scores(axis: Axes, at: float, group: Record, metric: str, color: str) -> None:
     """A dot a seed, the mean with the deviation over the seeds; a cross at the bottom where one diverged."""
     sound = [run["test"][metric] for run in group["runs"] if run["valid"] is not None]
     axis.plot([at - BESIDE] * len(sound), sound, ".", color=color, alpha=0.6, markersize=4)
     if metric in group:
         spread = group[metric]
-        axis.errorbar(at, spread["mean"], spread["sd"], fmt="o", color=color, markersize=4, capsize=2)
+        axis.errorbar(at, spread["mean"], spread["sd"], fmt="none", ecolor=color, capsize=2)
+        axis.plot([at], [spread["mean"]], "o", color=color, markersize=4, gid=MEAN)
     else:
         axis.plot([at], [0.02], "x", color=color, transform=axis.get_xaxis_transform())
 
@@ -101,6 +136,5 @@ def _gains(axis: Axes, at: float, group: Record, metric: str, color: str) -> Non
         [at - BESIDE] * len(told["by_seed"]), told["by_seed"], ".", color=color, alpha=0.6, markersize=4
     )
     sure = told["p"] is not None and told["p"] < SURE
-    axis.plot(
-        at, told["difference"], "o", color=color, markersize=5, markerfacecolor=color if sure else "white"
-    )
+    filled = color if sure else "white"
+    axis.plot([at], [told["difference"]], "o", color=color, markersize=5, markerfacecolor=filled, gid=MEAN)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from sparta.models.errors import ConfigError, DataError
 from sparta.service.compare.cells import Cell, Folder
-from sparta.service.compare.plot import draw
+from sparta.service.compare.plot import MEAN, close_up, draw
 from sparta.service.compare.result import collect
 from sparta.service.compare.run import finals, go
 from sparta.service.compare.table import (
@@ -264,6 +265,20 @@ def test_any_label_can_be_shown(tmp_path: Path, label: str) -> None:
     shown = lines(result).splitlines() + matrix(result, "toy", "auc").splitlines()[2:]
     assert any(label.replace("|", "\\|") in line for line in shown)
     draw(result, tmp_path / "study.png")
+
+
+@pytest.mark.parametrize("off, cut", [(0.505, True), (0.69, False)])
+def test_of_means_one_that_is_far_off_does_not_flatten_the_others_but_is_written(
+    off: float, cut: bool
+) -> None:
+    axis = Figure().subplots()
+    for place, value in enumerate([0.70, 0.705, 0.71, 0.715, 0.72, 0.725, 0.73, 0.735, 0.74, off]):
+        axis.plot([place], [value], "o", gid=MEAN)
+    close_up(axis)
+    bottom, top = axis.get_ylim()
+    assert bottom < 0.70 < 0.74 < top
+    assert (bottom > off) == cut
+    assert [text.get_text() for text in axis.texts] == ["0.505"] * cut
 
 
 def test_scores_that_are_gone_are_told_with_the_way_out(tmp_path: Path) -> None:
