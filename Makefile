@@ -51,7 +51,7 @@ faults: install
 demo: install
 	$(VENV)/bin/sparta demo
 
-# One JSON object a question in build/bench, then the tables of them; two hours on two cores. See benchmarks/README.md.
+# One JSON object a question in build/bench, then the tables of them; two to three hours on two cores. See benchmarks/README.md.
 BENCHMARKS = loader prepare kernels steps helen_step growth memory checkpoint telemetry loops
 bench: install
 	mkdir -p build/bench
