@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from sparta.models.errors import ConfigError, SpartaError
+from sparta.models.errors import ConfigError, DataError, SpartaError
 from sparta.service.compare import slots
+from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import grids
 from sparta.service.compare.slots import _uninterrupted
 from tests.service.compare import toys
@@ -41,19 +42,35 @@ def test_processes_started_meanwhile_never_hear_ctrl_c_and_we_hear_it_after() ->
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("error", [SpartaError("x"), ConfigError("x"), MemoryError("x")], ids=repr)
-def test_a_cell_that_fails_is_named(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing(error: Exception, place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Folder, Cell]:
+    """A study whose cells fail with this error, and its first cell."""
+
     def fails(*_: Any) -> float:
         raise error
 
-    folder = toys.folder(tmp_path)
+    folder = toys.folder(place)
     monkeypatch.setattr(slots, "ProcessPoolExecutor", lambda number, *_, **__: ThreadPoolExecutor(number))
     monkeypatch.setattr(slots, "_run", fails)
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    cell = grids(folder, toys.whole(folder))[0]
+    return folder, grids(folder, toys.whole(folder))[0]
+
+
+@pytest.mark.parametrize("error", [SpartaError("x"), ConfigError("x"), MemoryError("x")], ids=repr)
+def test_a_cell_that_fails_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cell = failing(error, tmp_path, monkeypatch)
     with pytest.raises(type(error)) as raised, slots.slots(folder, 1) as run:
         list(run([cell]))
     assert cell.name in "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+
+
+def test_a_full_disk_is_told_in_one_line_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cell = failing(OSError(28, "No space left on device"), tmp_path, monkeypatch)
+    with pytest.raises(DataError) as raised, slots.slots(folder, 1) as run:
+        list(run([cell]))
+    said = f"{cell.name}: {folder.run(cell)}: No space left on device; mend that and run the study again"
+    assert str(raised.value) == said
