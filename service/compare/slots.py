@@ -62,12 +62,14 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
     try:
         yield run
     except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
+        # A second Ctrl-C would make them no faster, and leave this process waiting for them for good.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+        executor.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGINT, before)
         raise
-    finally:
-        executor.shutdown()
+    executor.shutdown()
 
 
 @contextmanager

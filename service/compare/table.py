@@ -25,6 +25,9 @@ def document(result: Record) -> str:
 def summary(result: Record) -> str:
     """How the numbers came about, for each data set a table a metric, and what they say in words."""
     parts = [told(result)]
+    if any("to_first" in group for group in result["groups"]):
+        star = f" `*`: p < {plain(SURE, 2)}, of AUC and of LogLoss each for itself."
+        parts.append("Bold: the best of a row." + star * (len(result["seeds"]) > 1))
     for data in result["data"]:
         found = [matrix(result, data["name"], metric) for metric in TITLES]
         parts += [f"**{data['name']}**{_size(data)}", *found] if any(found) else []
@@ -54,9 +57,7 @@ def told(result: Record, *, tested: bool = True) -> str:
         said += at_ends(result)
     if tested and any("to_first" in group for group in result["groups"]):
         if seeds > 1:
-            said.append(
-                f"`p`: paired t-test over the seeds against {_first(result)}, two-sided; `*`: p < {plain(SURE, 2)}."
-            )
+            said.append(f"`p`: paired t-test over the seeds against {_first(result)}, two-sided.")
         if result["resamples"]:
             drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
             sure = f" and p < {plain(SURE, 2)}" * (seeds > 1)

@@ -65,6 +65,9 @@ def test_the_table_is_made_of_the_record_alone(tmp_path: Path, capsys: pytest.Ca
     assert document(result) == folder.table.read_text()
     assert folder.table.read_text() in capsys.readouterr().out
     assert folder.plot.read_bytes().startswith(b"\x89PNG\r\n")
+    assert ("`*`: p <" in document(result)) == (len(result["seeds"]) > 1)
+    assert "Bold: " in document(result)
+    assert "Bold: " not in document({**result, "groups": result["groups"][:1]})  # nothing is compared
 
 
 def test_rows_are_models_columns_are_optimizers_and_the_best_is_bold(tmp_path: Path) -> None:
