@@ -61,13 +61,14 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
 
     try:
         yield run
-    except BaseException:
+    except BaseException as error:
         # A second Ctrl-C would make them no faster, and leave this process waiting for them for good.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         executor.shutdown(cancel_futures=True)
-        signal.signal(signal.SIGINT, before)
+        if not isinstance(error, KeyboardInterrupt):  # after which this process only ends
+            signal.signal(signal.SIGINT, before)
         raise
     executor.shutdown()
 
