@@ -1,10 +1,11 @@
 """The README's tables, from the committed results alone: of studies, and those of speed (speed.py).
 
-    python -m benchmarks.readme [--write README.md]
+    python -m benchmarks.readme [--write]
 
-Prints them, or puts each between its markers `<!-- <study> -->` and `<!-- /<study> -->` of a file; `speed` has markers
-of its own. A study's result is benchmarks/results/<study>/study.json. The study `quality` asks what a step of each
-kind of Helen costs beside Adam's, by the newest benchmarks/results/helen_step-*.json, and what it keeps of the gain.
+Prints them, or puts each between its markers `<!-- <name> -->` and `<!-- /<name> -->`: studies and `speed` into
+README.md, `measured`, every figure of speed, into benchmarks/README.md. A study's result is
+benchmarks/results/<study>/study.json. The study `quality` asks what a step of each kind of Helen costs beside Adam's,
+by the newest benchmarks/results/helen_step-*.json, and what it keeps of the gain.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from sparta.service.compare.table import (
 )
 from sparta.service.run import write_atomically
 
+ROOT = Path(__file__).parents[1]
 QUALITY = "quality"
 FULL = "helen"
 """The optimizer whose gain the cheaper ones are to keep."""
@@ -55,6 +57,17 @@ TO = " to adam"
 """How ratios of a step to plain Adam's end there."""
 FOLD = re.compile(r"_fold\d+$")
 """What the names of a data set's folds end with."""
+
+
+def documents(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
+    """By the file that shows them, what stands between its markers.
+
+    Raises:
+        ConfigError: as `tables` does.
+    """
+    shown = tables(results)
+    more = {"measured": shown.pop("measured")} if "measured" in shown else {}
+    return {ROOT / "README.md": shown, ROOT / "benchmarks" / "README.md": more}
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
@@ -177,7 +190,7 @@ def placed(text: str, tables: Mapping[str, str]) -> str:
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise ConfigError(f"--write: the file needs {begin} and after it {end}, each once; put them in")
+            raise ConfigError(f"--write: needs {begin} and after it {end}, each once; put them into the file")
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{table}\n{end}{after}"
     return text
@@ -185,13 +198,14 @@ def placed(text: str, tables: Mapping[str, str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path, help="file to put the tables into")
+    parser.add_argument("--write", action="store_true", help="put them where they are shown")
     options = parser.parse_args()
     try:
-        if options.write:
-            write_atomically(options.write, placed(options.write.read_text(), tables()))
-        else:
-            print("\n\n".join(tables().values()))
+        for file, shown in documents().items():
+            if options.write:
+                write_atomically(file, placed(file.read_text(), shown))
+            else:
+                print("\n\n".join(shown.values()))
     except SpartaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,9 +1,9 @@
-"""The README's tables of speed, from the committed results alone: benchmarks/results/<benchmark>-<date>.json.
+"""The tables of speed, from the committed results alone: benchmarks/results/<benchmark>-<date>.json.
 
     python -m benchmarks.speed [build/bench]
 
-Prints them, of the newest result of every benchmark. All its ratios are there; here stand targets, and words for
-those whose names do not say enough.
+Prints them, of the newest result of every benchmark, with all its ratios; the README shows those that have a target.
+Here stand the targets, and words for ratios whose names do not say enough.
 """
 
 import sys
@@ -95,29 +95,29 @@ FIGURES = (
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
-    """What stands between the markers `speed`; nothing where nothing has ratios."""
+    """What stands between the markers `speed`, of the README, and `measured`; nothing where nothing has ratios."""
     found = newest(results)
-    return {"speed": tables_of(found)} if found else {}
+    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    ordered = {name: found[name] for name in names}
+    short = (ratios(ordered, readme=True), figures(ordered, readme=True))
+    whole = (ratios(ordered), examples(ordered), figures(ordered))
+    told = {"speed": short, "measured": whole} if found else {}
+    return {name: "\n\n".join(filter(None, (*parts, circumstances(ordered)))) for name, parts in told.items()}
 
 
-def tables_of(results: Results) -> str:
-    """All tables, and under what circumstances."""
-    names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    ordered = {name: results[name] for name in names}
-    parts = (ratios(ordered), examples(ordered), figures(ordered), circumstances(ordered))
-    return "\n\n".join(part for part in parts if part)
-
-
-def ratios(results: Results) -> str:
-    """Every ratio with its spread."""
+def ratios(results: Results, *, readme: bool = False) -> str:
+    """Every ratio with its spread; in the README those that have a target."""
     rows = []
     for name, report in results.items():
         known = SAID if report.get("device", "cpu") == "cpu" else ON_A_GPU
         for of, one in report["ratios"].items():
             said = known.get(of, Said())
+            if readme and not said.target:
+                continue
             spread, repeat = (" - ".join(map(number, one.get(key, ()))) for key in ("spread", "repeat"))
             ratio = f"{number(one['median'])}{', void' if of in report.get('void', ()) else ''}"
-            rows.append((said.words or of, ratio, spread, str(one["pairs"]), repeat, said.target, link(name)))
+            where = link(name, readme=readme)
+            rows.append((said.words or of, ratio, spread, str(one["pairs"]), repeat, said.target, where))
     return markdown(("question", "ratio", "10-90%", "pairs", "a repeat", "target", "script"), rows)
 
 
@@ -134,19 +134,21 @@ def examples(results: Results) -> str:
     return markdown(("model", "tables", "examples/s", "ms a step"), rows)
 
 
-def figures(results: Results) -> str:
-    """Other absolute figures."""
+def figures(results: Results, *, readme: bool = False) -> str:
+    """Other absolute figures; likewise."""
     rows = []
     for name, keys, words, target in FIGURES:
         value: Any = results.get(name)
         for key in keys:
             value = value.get(key) if value else None
         if value:
-            rows.append((words, f"{round(value):,}", target, link(name)))
+            rows.append((words, f"{round(value):,}", target, link(name, readme=readme)))
     for name in PAIRED:
         for of, one in results.get(name, {}).get("examples_per_second", {}).items():
             pair = f"{one['ours']:,}; {one['theirs']:,}"
-            rows.append((f"examples/s, ours and theirs: {of}", pair, FUXICTR.get(of, ""), link(name)))
+            whose, where = f"examples/s, ours and theirs: {of}", link(name, readme=readme)
+            rows.append((whose, pair, FUXICTR.get(of, ""), where))
+    rows = [row for row in rows if row[2] or not readme]
     return markdown(("figure", "value", "target", "script"), rows) if rows else ""
 
 
@@ -165,10 +167,11 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def link(name: str) -> str:
-    """The script that made a result."""
+def link(name: str, *, readme: bool = False) -> str:
+    """The script that made a result, as seen from this folder or from the README."""
     where = name.partition("-")[2]
-    return f"[`{script(name)}`](benchmarks/{script(name)}){f' ({where})' if where else ''}"
+    path = f"benchmarks/{script(name)}" if readme else script(name)
+    return f"[`{script(name)}`]({path}){f' ({where})' if where else ''}"
 
 
 def _circumstances(report: Mapping[str, Any]) -> Iterator[str]:
@@ -182,4 +185,4 @@ def _circumstances(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n\n".join(tables(*map(Path, sys.argv[1:])).values()))
+    print(tables(*map(Path, sys.argv[1:])).get("measured", "nothing measured yet"))

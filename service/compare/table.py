@@ -162,22 +162,27 @@ def lines(result: Record) -> str:
 
 
 def verdicts(result: Record) -> list[str]:
-    """For each data set and model: which optimizers are better than the first, which worse, which neither."""
-    said, first = [], _first(result)
+    """For each data set and model which optimizers are better than the first and which worse; how many are neither."""
+    said, first, shown = [], _first(result), 0
     for data, model in product([data["name"] for data in result["data"]], result["models"]):
         groups: dict[int, list[str]] = {1: [], 0: [], -1: []}
         for group in _of(result, data=data, model=model):
             if "to_first" in group:
-                told = result["optimizers"][group["optimizer"]]
-                which = sign(group["to_first"]["auc"])
-                groups[which].append(f"{told} {difference(group['to_first']['auc'])}" if which else told)
-        words = {1: f"better than {first}", -1: f"worse than {first}", 0: "no difference shown"}
-        found = [f"{word}: {'; '.join(groups[which])}" for which, word in words.items() if groups[which]]
+                auc = group["to_first"]["auc"]
+                groups[sign(auc)].append(f"{result['optimizers'][group['optimizer']]} {difference(auc)}")
+        found = [
+            f"{word} than {first}: {'; '.join(groups[which])}"
+            for which, word in ((1, "better"), (-1, "worse"))
+            if groups[which]
+        ]
+        shown += len(groups[1]) + len(groups[-1])
         if found:
             where = f"{data}, {result['models'][model]}" if len(result["models"]) > 1 else data
-            said.append(
-                f"{where}: {'. '.join([found[0], *(part[0].upper() + part[1:] for part in found[1:])])}."
-            )
+            said.append(f"{where}: {'; '.join(found)}.")
+    compared = sum("to_first" in group for group in result["groups"])
+    if shown < compared:
+        which = f"the other {compared - shown} of {compared}" if shown else f"any of {compared}"
+        said.append(f"No difference is shown in {which} comparison{'s' * (compared > 1)} with {first}.")
     return said
 
 

@@ -24,14 +24,24 @@ def report(date: str = "2026-02-01", median: float = 1.2, **more: Any) -> dict[s
 def test_a_ratio_stands_with_its_spread_target_and_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SAID", {"a to b": speed.Said("≤ 2", "how much a takes")})
     told = speed.ratios({"kernels": report()})
-    row = (
-        "| how much a takes | 1.200 | 1.100 - 13.2 | 5 | 1.000 - 2.000 | ≤ 2 |"
-        " [`kernels.py`](benchmarks/kernels.py) |"
-    )
+    row = "| how much a takes | 1.200 | 1.100 - 13.2 | 5 | 1.000 - 2.000 | ≤ 2 | [`kernels.py`](kernels.py) |"
     assert told.splitlines()[2] == row
     assert "| 1.200, void |" in speed.ratios({"loops": report(void=["a to b"])})
     monkeypatch.setattr(speed, "SAID", {})
     assert "| a to b | 1.200 |" in speed.ratios({"kernels": report()})
+
+
+def test_the_readme_has_what_aims_at_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loader-2026-01-02.json").write_text(json.dumps(report(rows_per_second=2e6)))
+    told = speed.tables(tmp_path)
+    assert "| a to b |" in told["measured"]
+    assert "| a to b |" not in told["speed"]
+    assert "| ≥ 2M | [`loader.py`](benchmarks/loader.py) |" in told["speed"]
+    monkeypatch.setattr(speed, "SAID", {"a to b": speed.Said("≤ 2")})
+    assert "| ≤ 2 | [`loader.py`](benchmarks/loader.py) |" in speed.tables(tmp_path)["speed"]
+    prepare = {"by_rows": {"1000000": {"rows_per_second": 9, "peak_bytes": 9}}}
+    assert speed.figures({"prepare": report(**prepare)})
+    assert not speed.figures({"prepare": report(**prepare)}, readme=True)
 
 
 def test_the_newest_result_with_ratios_counts_wherever_it_was_made(tmp_path: Path) -> None:
@@ -49,7 +59,7 @@ def test_the_newest_result_with_ratios_counts_wherever_it_was_made(tmp_path: Pat
         "kernels": 1.3,
     }
     assert script("helen_step-gpu") == "helen_step.py"
-    assert "[`helen_step.py`](benchmarks/helen_step.py) (gpu) |" in speed.tables(tmp_path)["speed"]
+    assert "[`helen_step.py`](helen_step.py) (gpu) |" in speed.tables(tmp_path)["measured"]
 
 
 def test_one_line_of_circumstances_unless_they_differ() -> None:
@@ -79,6 +89,6 @@ def test_examples_a_second_and_other_figures_where_they_were_measured() -> None:
     loops = report(examples_per_second={"a loop": {"ours": 98000, "theirs": 45000}})
     lines = speed.figures({"loader": report(rows_per_second=2_600_000.4), "loops": loops}).splitlines()[2:]
     assert lines == [
-        "| rows/s that one core loads | 2,600,000 | ≥ 2M | [`loader.py`](benchmarks/loader.py) |",
-        "| examples/s, ours and theirs: a loop | 98,000; 45,000 |  | [`loops.py`](benchmarks/loops.py) |",
+        "| rows/s that one core loads | 2,600,000 | ≥ 2M | [`loader.py`](loader.py) |",
+        "| examples/s, ours and theirs: a loop | 98,000; 45,000 |  | [`loops.py`](loops.py) |",
     ]

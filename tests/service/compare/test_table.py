@@ -239,7 +239,14 @@ def test_it_says_where_an_optimizer_does_not_help(tmp_path: Path) -> None:
         gains[model, "helen"]["auc"] |= {"difference": -0.02, "interval": interval}
     assert verdicts(result) == [
         "toy, DeepFM: worse than Adam: Helen -.0200 [-.1000, -.0100].",
-        "toy, DCN: no difference shown: Helen.",
+        "No difference is shown in the other 1 of 2 comparisons with Adam.",
+    ]
+    gains["deepfm", "helen"]["auc"]["interval"] = [-0.1, 0.1]
+    assert verdicts(result) == ["No difference is shown in any of 2 comparisons with Adam."]
+    for model in ("deepfm", "dcn"):
+        gains[model, "helen"]["auc"] |= {"difference": 0.02, "interval": [0.01, 0.1]}
+    assert verdicts(result) == [
+        f"toy, {model}: better than Adam: Helen +.0200 [+.0100, +.1000]." for model in ("DeepFM", "DCN")
     ]
 
 
