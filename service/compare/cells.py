@@ -32,7 +32,7 @@ from sparta.service.compare.study import Knobs, Study
 from sparta.service.config import Job, load_job
 from sparta.service.job_text import read_text
 from sparta.service.run import RunDirectory, write_atomically
-from sparta.service.settings import Yaml
+from sparta.service.settings import Yaml, read_mapping
 
 Record = dict[str, Any]
 METRICS = ("auc", "logloss")
@@ -123,7 +123,7 @@ class Folder:
             ) from error
 
     def dataset(self, data: str) -> Path:
-        """Where a dataset lies that the study makes; elsewhere when its spec is another.
+        """Where a dataset lies that the study makes; elsewhere when its spec says something else, comments aside.
 
         Raises:
             ConfigError: there is no such spec.
@@ -131,12 +131,11 @@ class Folder:
         of = self.study.data[data]
         made = of.model_dump(mode="json", include={"prepare", "synth", "fold"})
         if of.prepare and os.path.isabs(of.prepare):
-            try:
-                made["prepare"] = Path(of.prepare).read_text()
-            except OSError as error:
-                raise ConfigError(
-                    f"data.{data}.prepare {of.prepare}: {error.strerror}; name a spec"
-                ) from error
+            spec, place = Path(of.prepare), f"data.{data}.prepare {of.prepare}"
+            # As a text: the order of its columns is that of the dataset's.
+            made["prepare"] = json.dumps(
+                read_mapping(spec.read_bytes, place, "spec", "files, labels"), default=str
+            )
         return self.path / "data" / f"{data}-{_hash(made)[:8]}"
 
     def edits(self, cell: Cell, *, short: bool = False) -> list[str]:

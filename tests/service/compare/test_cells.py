@@ -120,16 +120,26 @@ def test_cells_whose_names_read_alike_are_two(tmp_path: Path) -> None:
     assert len(cells) == 2 * 2 * len(folder.study.optimizers) * 2
 
 
-def test_a_spec_that_changes_makes_another_dataset(tmp_path: Path) -> None:
+def test_a_spec_that_says_something_else_makes_another_dataset(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("labels: click")
     data = {"toy": {"job": "job.yaml", "prepare": "spec.yaml"}}
     folder = toys.folder(tmp_path, data=data)
     cell = tuning(folder.study, "toy", "deepfm", "adam")[0]
     before = folder.dataset("toy")
     assert folder.job(cell).data.path == str(before)
+    seen = {before}
     assert folder.record(cell) is None, "a dataset that is not there has no results"
+    (tmp_path / "spec.yaml").write_text("# a note\nlabels:   click  # who clicked\n")
+    assert folder.dataset("toy") == before
     (tmp_path / "spec.yaml").write_text("labels: buy")
     assert folder.dataset("toy") != before
+    for columns in ("{a: {}, b: {}}", "{b: {}, a: {}}"):
+        (tmp_path / "spec.yaml").write_text(f"sparse: {columns}")
+        assert folder.dataset("toy") not in seen, "columns in another order are another dataset"
+        seen.add(folder.dataset("toy"))
+    (tmp_path / "spec.yaml").write_text("labels: [")
+    with pytest.raises(ConfigError, match=r"data\.toy\.prepare .*not YAML"):
+        folder.dataset("toy")
     (tmp_path / "spec.yaml").unlink()
     with pytest.raises(ConfigError, match=r"data\.toy\.prepare .*No such file"):
         folder.dataset("toy")
