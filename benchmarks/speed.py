@@ -61,8 +61,10 @@ SAID = {
     "fbgemm rowwise_adagrad to adam": Said(words="rowwise_adagrad of engine fbgemm to adam"),
     "rows rowwise_adagrad to adam": Said(words="rowwise_adagrad of engine rows to adam"),
     "rows rowwise_adagrad to fbgemm's": Said(words="rowwise_adagrad of engine rows to that of engine fbgemm"),
-    "helen to adam": Said("≤ 1.7"),
-    "helen, bf16, ascend_every 2 to adam": Said("≤ 1.35"),
+    "helen to adam": Said("≤ 1.7", "a step with helen to adam's, the model alone"),
+    "helen, bf16, ascend_every 2 to adam": Said(
+        "≤ 1.35", "the same, first pass in bf16 and every other step"
+    ),
     "helen, a step at 10,000,000 table rows to 100,000 table rows": Said(
         "≤ 1.1", "helen, a step at 10,000,000 table rows to 100,000, the same ids"
     ),

@@ -142,6 +142,8 @@ def reduce(
                 bag = feature * samples + sample
                 first, end = bagged.offsets[bag], bagged.offsets[bag + _ONE]
                 source = sample * columns + bagged.first_column[feature]
+                if sample + _AHEAD < samples:
+                    prefetch(pooled, source + _AHEAD * columns)
                 share = np.float32(1) / np.float32(end - first) if mean and end > first else np.float32(1)
                 for i in range(first, end):
                     factor = share * id_weights[i] if id_weights.size else share

@@ -7,9 +7,12 @@ stays in memory from its first to its last use by this rank: about two a stream,
 
 # B = slots of this rank, F = categorical features, D = dense columns, T = tasks
 
+import os
 import queue
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +288,7 @@ def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
         return False
 
     def produce() -> None:
+        _give_way()
         try:
             for batch in batches:
                 if not put(batch):
@@ -306,3 +310,14 @@ def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
             ready.get_nowait()
         if threading.current_thread() is not thread:  # the garbage collector runs in any thread
             thread.join()
+
+
+def _give_way() -> None:
+    """Let the threads that compute have the cores first; this one is far ahead of them anyway.
+
+    A loop over all cores ends with the one that was interrupted: on two cores a step took 6% longer.
+    """
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with suppress(OSError):  # a sandbox may know no threads
+            me = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + 10))

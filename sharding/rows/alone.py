@@ -43,14 +43,17 @@ def at_home(collection: Any, sparse: KeyedJaggedTensor) -> KJTList:
 
 
 def repeated(sparse: KeyedJaggedTensor, times: int) -> KeyedJaggedTensor:
-    """All features, and all of them again: deep tables, then wide ones."""
-    values, offsets, weights = sparse.values(), sparse.offsets(), sparse.weights_or_none()
+    """All features, and all of them again: deep tables, then wide ones.
+
+    Of offsets, which are what the kernels want; lengths would be made, and summed up, for nobody.
+    """
+    values, weights, offsets = sparse.values(), sparse.weights_or_none(), sparse.offsets().long()
     later = [offsets[1:] + n * len(values) for n in range(1, times)]
     return KeyedJaggedTensor(
         keys=list(sparse.keys()) * times,
         values=values.repeat(times),
         weights=None if weights is None else weights.repeat(times),
-        lengths=sparse.lengths().repeat(times),
         offsets=torch.cat([offsets, *later]),
         stride=sparse.stride(),
+        length_per_key=sparse.length_per_key() * times,
     )

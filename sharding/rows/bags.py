@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
@@ -29,6 +28,7 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingT
 from sparta.optim.rows.group import Bags
 from sparta.sharding.rows.alone import at_home, is_alone
 from sparta.sharding.rows.call import Call
+from sparta.sharding.rows.check import Bounds
 from sparta.sharding.rows.learner import Learner, Learning
 from sparta.sharding.rows.replicas import ReplicaCall
 
@@ -70,8 +70,7 @@ class _Bag:
         device = self.learner.group.weights.device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         rows = [shape.rows for shape in self.learner.group.shapes for _ in range(shape.features)]
-        self._rows = torch.tensor(rows, device=device)
-        self._warnings = torch.zeros(1, dtype=torch.int64, device=device)
+        self._bounds = Bounds(rows, device)
 
     def call(self, features: KeyedJaggedTensor) -> Call:
         """The ids that arrived, every one within its table.
@@ -81,12 +80,8 @@ class _Bag:
         """
         weights = features.weights_or_none() if self.config.is_weighted else None
         ids, offsets = features.values().long(), features.offsets().long()
-        weights = None if weights is None else weights.detach()
-        # Before anything indexes with them: our kernels and FBGEMM's would read and write where they say.
-        torch.ops.fbgemm.bounds_check_indices(
-            self._rows, ids, offsets, BoundsCheckMode.FATAL.value, self._warnings, weights
-        )
-        bags = Bags(ids, offsets, weights)
+        bags = Bags(ids, offsets, None if weights is None else weights.detach())
+        self._bounds.check(bags)
         return ReplicaCall(self.learner, bags) if self.learner.replicated else Call(self.learner, bags)
 
     def look_up(self, call: Call, weights: Tensor | None) -> Tensor:

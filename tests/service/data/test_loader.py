@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import textwrap
@@ -163,6 +164,18 @@ def test_arguments_out_of_range_are_refused(mixed: tuple[Path, Schema, pa.Table]
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "sparta-loader"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_the_thread_gives_way_to_those_that_compute(mixed: tuple[Path, Schema, pa.Table]) -> None:
+    folder, schema, _ = mixed
+    batches: Any = Loader(folder, schema, "train", batch_size=16, prefetch=1).epoch(0)
+    next(batches)
+    (thread,) = loader_threads()
+    assert thread.native_id is not None
+    mine, its = (os.getpriority(os.PRIO_PROCESS, number) for number in (0, thread.native_id))
+    assert its == min(19, mine + 10)
+    batches.close()
 
 
 def test_the_thread_ends_with_its_iterator(mixed: tuple[Path, Schema, pa.Table]) -> None:
