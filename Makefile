@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 # PyTorch's CPU wheel index, where the default one brings the CUDA build (works on CPU too, but is large).
 TORCH_INDEX ?=
+# cuda for machines with GPUs: FBGEMM's build for them, and the Triton that PyTorch's wheel brings.
+VARIANT ?= cpu
+OF_cuda = -e 's/^fbgemm_gpu-cpu==/fbgemm_gpu==/' -e '/^triton==/d'
 # `make test EDITABLE=` installs the package regularly, as a user gets it.
 EDITABLE ?= -e
 
@@ -18,7 +21,9 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) install --quiet -r requirements.txt -r requirements-dev.txt
+	mkdir -p build
+	cat requirements.txt requirements-dev.txt | sed -e '' $(OF_$(VARIANT)) > build/requirements-$(VARIANT).txt
+	$(PIP) install --quiet -r build/requirements-$(VARIANT).txt
 	$(PIP) install --quiet --no-deps torchrec==1.8.0
 	rm -rf build/lib  # setuptools would ship modules that were deleted since
 	$(PIP) install --quiet --no-deps $(EDITABLE) .

@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
 from measured import as_launched, circumstances, cores, ratio
 from shape import MILLION, Shape
@@ -70,6 +72,7 @@ def main() -> None:
         "milliseconds": {name: round(ms, 1) for name, ms in medians.items()},
         "examples_per_second": {name: round(shape.batch * 1e3 / ms) for name, ms in medians.items()},
         **asdict(shape),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
         "threads": options.threads,
         **circumstances(),
     }

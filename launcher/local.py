@@ -42,6 +42,8 @@ MEMORY_AND_THREADS = {
     "THP_MEM_ALLOC_ENABLE": "1",
     # Spins that GNU OpenMP's threads wait for work before they sleep; its default takes the core for ever.
     "GOMP_SPINCOUNT": "10000",
+    # MB beyond which pinned memory, such as a checkpoint's copies, is not rounded up to a power of two.
+    "PYTORCH_CUDA_ALLOC_CONF": "pinned_max_round_threshold_mb:16",
 }
 """What torch and OpenMP read when they load; what that brings: benchmarks/README.md."""
 

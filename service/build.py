@@ -46,6 +46,8 @@ KERNELS = ("fused", "foreach", "differentiable")
 """Arguments by which the user chooses how the step is computed."""
 
 GIB = 1 << 30
+FOR_TABLES = 0.85
+"""Of a GPU's memory, where nothing else is said; the rest is for activations and the dense part."""
 
 
 def schema(job: Job) -> Schema:
@@ -151,6 +153,8 @@ def plan(
     """The plan that is forced, by the caller or by the job, or else the planner's."""
     limit = memory_gb or job.sharding.memory_gb
     memory_bytes = int(limit * GIB) if limit else None
+    if memory_bytes is None and device == "cuda" and torch.cuda.is_available():
+        memory_bytes = int(FOR_TABLES * torch.cuda.get_device_properties(0).total_memory)
     tables = tables_of(of)
     optimizers = table_optimizers(job, tables)
     if forced is None and job.sharding.plan != "auto":

@@ -33,6 +33,8 @@ STUCK_CODE = 75
 
 # Frames of these wait for another rank, or in C++ below them.
 _WAITING = ("torch/distributed/", "torchrec/distributed/", "torch/autograd/", "sharding/collectives.py")
+# These read a number from the device, which on a GPU is not there before the collective that makes it has ended.
+_READING = ("sharding/rows/tables.py", "service/step.py", "service/meter.py", "service/scoring.py")
 
 
 class Heartbeat:
@@ -210,7 +212,9 @@ def whereabouts(frame: FrameType | None) -> tuple[str, bool]:
         return "no Python code", False
     stack = traceback.extract_stack(frame)[-4:]
     inner = stack[-1]
-    waits = any(part in entry.filename for entry in stack for part in _WAITING)
+    waits = any(part in entry.filename for entry in stack for part in _WAITING) or inner.filename.endswith(
+        _READING
+    )
     return f"{inner.filename}:{inner.lineno} in {inner.name}", waits
 
 

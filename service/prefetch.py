@@ -52,7 +52,7 @@ class Prefetcher:
                 tensor.record_stream(current)
             batch.sparse.record_stream(current)
             for _, one in arrived:
-                one.features.record_stream(current)
+                one.record_stream(current)
         for collection, one in arrived:
             collection.accept(one)
         return batch

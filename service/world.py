@@ -1,6 +1,7 @@
 """The ranks of this run: one process group, one device a rank. A single process is a world of one."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from sparta.models.errors import ConfigError, SpartaError
-from sparta.sharding.device import usable_gpus
+from sparta.sharding.device import unused, usable_gpus
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def device_for(wanted: Literal["auto", "cpu", "cuda"], local_ranks: int) -> Lite
     if wanted == "cuda":
         raise ConfigError(
             f"train.device: cuda, but {local_ranks} ranks find {gpus} GPUs that torch and FBGEMM can use here; "
-            "use fewer ranks, cpu or auto"
+            f"{unused() or 'use fewer ranks, cpu or auto'}"
         )
     return "cpu"
 
@@ -83,6 +84,8 @@ def world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
         ConfigError: CUDA is asked for and cannot be had.
     """
     on_gpu = device_for(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) == "cuda"
+    if device == "auto" and not on_gpu and os.environ.get("RANK", "0") == "0" and (why := unused()):
+        print(f"note: training on the CPU: {why}", file=sys.stderr)
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     joined = not dist.is_initialized()

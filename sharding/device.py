@@ -3,6 +3,16 @@
 import torch
 
 
+def unused() -> str:
+    """Why FBGEMM uses no GPU although torch sees one, and the way out; empty if that is not so."""
+    if not torch.cuda.is_available() or usable_gpus():
+        return ""
+    return (
+        f"torch sees {torch.cuda.device_count()}, but FBGEMM's build for CPUs is installed; put its build for GPUs in "
+        "its place (`make install VARIANT=cuda`)"
+    )
+
+
 def usable_gpus() -> int:
     """GPUs that torch sees, if FBGEMM's kernels for them are installed; else 0.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparta.optim.rows import gpu_loops, gpu_sums
 from sparta.optim.rows.group import Bags, Group, Rates, Slots, Sum, Touched
 from sparta.optim.rows.rates import packed
-from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, mix64, signed
+from sparta.optim.rows.rounding import DROPPED, PERTURB, STEP, mix64
 
 LONGEST = 32
 """Ids of a piece. Fewer cost more pieces; more keep a tile waiting for its longest."""
@@ -270,10 +270,8 @@ def _rounding(group: Group, step: int, phase: int) -> tuple[Tensor | None, Tenso
     """(T,) hashed keys and (T, 2) origins; None for weights that are not rounded."""
     if group.weights.dtype not in DROPPED:
         return None, None
-    tables, device = len(group.shapes), group.weights.device
-    keys = [signed(key ^ (2 * step + phase)) for key in group.keys or (0,) * tables]
-    origins = group.origins or ((0, 0),) * tables
-    return mix64(torch.tensor(keys, device=device)), torch.tensor(origins, device=device)
+    # Made on the device: a copy from the host would wait for all that is under way there.
+    return mix64(group.layout.keys ^ (2 * step + phase)), group.layout.origins
 
 
 def _over_rows(kernel: Any, group: Group, touched: Touched, *operands: Tensor | None, **flags: Any) -> None:

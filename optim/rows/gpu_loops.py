@@ -222,8 +222,9 @@ def step(
         ahead = (
             tl.load(mine + 4).to(tl.float32)[:, None] * first + tl.load(mine + 5).to(tl.float32)[:, None] * g
         )
-        size = tl.sqrt(second) * tl.load(mine + 6).to(tl.float32)[:, None]
-        change = tl.where(adam, ahead / (size + tl.load(mine + 7).to(tl.float32)[:, None]), change)
+        # Rounded as on a CPU: Triton's own root and quotient of float32 are approximate.
+        size = tl.sqrt_rn(second) * tl.load(mine + 6).to(tl.float32)[:, None]
+        change = tl.where(adam, tl.div_rn(ahead, size + tl.load(mine + 7).to(tl.float32)[:, None]), change)
     after = _narrowed(before - change, states, origins, table, local, d, DROPPED, weights.dtype.element_ty)
     tl.store(weights + where, after, mask=real)
 

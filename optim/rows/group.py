@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sparta.optim.rows.rounding import signed
+
 BASES = ("sgd", "rowwise_adagrad", "adam", "nadam", "radam")
 MOMENTS = BASES[2:]
 """Those that keep Adam's two; the kernels know them by standing last."""
@@ -55,7 +57,7 @@ class Group:
     layout: "Layout" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layout", Layout.of(self.shapes, self.weights.device))
+        object.__setattr__(self, "layout", Layout.of(self))
 
     @property
     def rows(self) -> int:
@@ -75,7 +77,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shapes as tensors on the weights' device."""
+    """What a group says of its tables, as tensors on the weights' device."""
 
     first_row: Tensor
     """(T + 1,) int64: linear number of each table's first row."""
@@ -89,9 +91,14 @@ class Layout:
     """(F,) int64."""
     first_column: Tensor
     """(F,) int64: where each feature starts in the pooled output."""
+    keys: Tensor
+    """(T,) int64: the bits of each table's key, 0 if not given."""
+    origins: Tensor
+    """(T, 2) int64."""
 
     @classmethod
-    def of(cls, shapes: Sequence[Shape], device: torch.device) -> "Layout":
+    def of(cls, group: Group) -> "Layout":
+        shapes, tables = group.shapes, len(group.shapes)
         first_row, first_element, table_of_feature, first_column = [0], [0], [], [0]
         for table, shape in enumerate(shapes):
             first_row.append(first_row[-1] + shape.rows)
@@ -100,8 +107,8 @@ class Layout:
                 table_of_feature.append(table)
                 first_column.append(first_column[-1] + shape.stored)
 
-        def made(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
+        def made(values: Sequence[int] | Sequence[tuple[int, int]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=group.weights.device)
 
         return cls(
             made(first_row),
@@ -110,6 +117,8 @@ class Layout:
             made([shape.stored for shape in shapes]),
             made(table_of_feature),
             made(first_column[:-1]),
+            made([signed(key) for key in group.keys or (0,) * tables]),
+            made(group.origins or ((0, 0),) * tables).view(tables, 2),
         )
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparta.models.errors import DataError
+from sparta.service.background import gpu_here, step_back
 from sparta.service.checkpoint import manifest as disk
 from sparta.service.checkpoint.copies import Copies, bytes_of
 from sparta.service.checkpoint.files import OTHERS, one_line, read, sizes, write
@@ -36,9 +37,6 @@ RNG = "rng/"
 
 WAY_OUT = "use another --checkpoint or train again"
 """Of a damaged checkpoint of a run."""
-
-NICENESS = 10
-"""Of the thread that writes: training goes first."""
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of the first save, until one has been measured."""
@@ -104,7 +102,7 @@ class Checkpoints:
         copy = self._copies.take(state)
         stalled = time.perf_counter() - began
         self._thread = threading.Thread(
-            target=self._write, args=(copy, manifest, began, stalled), name="sparta-checkpoint"
+            target=self._write, args=(copy, manifest, began, stalled, gpu_here()), name="sparta-checkpoint"
         )
         self._thread.start()
         if not self._background:
@@ -151,10 +149,11 @@ class Checkpoints:
         one = self.log.seconds or 1.0 + bytes_of(state) / ASSUMED_BYTES_PER_SECOND
         return one * (2 if self._thread and self._thread.is_alive() else 1)
 
-    def _write(self, state: Mapping[str, Any], manifest: Manifest, began: float, stalled: float) -> None:
+    def _write(
+        self, state: Mapping[str, Any], manifest: Manifest, began: float, stalled: float, gpu: int | None
+    ) -> None:
         """Everything after the copy; in the thread. All ranks come to the same end."""
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        step_back(gpu)
         name = None
         try:
             with one_line():

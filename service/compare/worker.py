@@ -18,6 +18,9 @@ from sparta.service.train import train
 from sparta.service.world import World, device_for, world
 from sparta.sharding.quiet import silence
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that CUDA reads when a process first uses it."""
+
 _here: list[World] = []
 _open = ExitStack()
 _told = threading.Event()
@@ -34,7 +37,13 @@ def start(logs: Path, threads: int, numbers: "Queue[int]") -> None:
     silence()
     torch.set_num_threads(threads)
     if gpus := torch.cuda.device_count():
-        os.environ["LOCAL_RANK"] = str(number % gpus)  # where the world looks for its GPU
+        os.environ[VISIBLE] = visible(number, gpus)
+
+
+def visible(slot: int, gpus: int) -> str:
+    """The only GPU that a slot sees, for a world of one rank has its tables on the first; the slots share all."""
+    seen = os.environ.get(VISIBLE) or ",".join(map(str, range(gpus)))
+    return seen.split(",")[slot % gpus]
 
 
 def run(job_file: Path, edits: Sequence[str], place: Path) -> float:

@@ -7,12 +7,9 @@ stays in memory from its first to its last use by this rank: about two a stream,
 
 # B = slots of this rank, F = categorical features, D = dense columns, T = tasks
 
-import os
 import queue
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from torchrec import KeyedJaggedTensor
 from sparta.models.batch import Batch, Flaw, Slots
 from sparta.models.errors import ConfigError
 from sparta.models.schema import Schema
+from sparta.service.background import gpu_here, step_back
 from sparta.service.data.order import Order, Piece
 from sparta.service.data.rowgroups import Block, RowGroups
 
@@ -104,9 +102,8 @@ class Loader:
         """
         if not 0 <= start <= self.steps:
             raise ConfigError(f"data: start {start} is outside the epoch's {self.steps} batches")
-        device = torch.cuda.current_device() if self._pin else None
         self._ready = queue.Queue(self._prefetch)
-        return _prefetched(self._batches(epoch, start, device), self._ready)
+        return _prefetched(self._batches(epoch, start), self._ready, gpu_here())
 
     @property
     def waiting(self) -> int:
@@ -116,10 +113,8 @@ class Loader:
     def _order(self, epoch: int) -> Order:
         return Order(self._groups.rows, **self._sizes, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
 
-    def _batches(self, epoch: int, start: int, device: int | None) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches, made in the thread that asks for them."""
-        if device is not None:
-            torch.cuda.set_device(device)  # pinning opens a context on the thread's device, else on GPU 0
         order = self._order(epoch)
         held: dict[int, Block] = {}
         spare: list[NDArray[np.int32]] = []  # memory of row groups that are done with
@@ -270,7 +265,7 @@ def _runs(schema: Schema) -> list[slice | int]:
     return runs
 
 
-def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
+def _prefetched(batches: Iterator[Batch], ready: Ready, gpu: int | None) -> Iterator[Batch]:
     """Run `batches` in a thread, as far ahead as `ready` has room; its errors are raised here.
 
     The thread is no daemon (one killed inside Arrow can take the process down with it): it ends when this
@@ -288,7 +283,7 @@ def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
         return False
 
     def produce() -> None:
-        _give_way()
+        step_back(gpu)
         try:
             for batch in batches:
                 if not put(batch):
@@ -310,14 +305,3 @@ def _prefetched(batches: Iterator[Batch], ready: Ready) -> Iterator[Batch]:
             ready.get_nowait()
         if threading.current_thread() is not thread:  # the garbage collector runs in any thread
             thread.join()
-
-
-def _give_way() -> None:
-    """Let the threads that compute have the cores first; this one is far ahead of them anyway.
-
-    A loop over all cores ends with the one that was interrupted: on two cores a step took 6% longer.
-    """
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        with suppress(OSError):  # a sandbox may know no threads
-            me = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + 10))

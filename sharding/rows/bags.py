@@ -187,6 +187,15 @@ class Arrived:
     calls: list[list[Call]]
     """By lookup, by bag."""
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep its memory, which another stream has made, until this one is done with it."""
+        self.features.record_stream(stream)
+        self.context.record_stream(stream)
+        for call in self.all_calls():
+            for part in (call.bags.ids, call.bags.offsets, call.bags.weights):
+                if part is not None:
+                    part.record_stream(stream)
+
     def all_calls(self) -> list[Call]:
         return [call for calls in self.calls for call in calls]
 

@@ -30,6 +30,8 @@ class Bounds:
             RuntimeError: one does; on a GPU a device-side assertion, when the host comes to know.
         """
         if self._rows.is_cuda:
+            # To FBGEMM -1 is a row that was pruned away, which is then read.
+            torch._assert_async((bags.ids >= 0).all(), "an id below 0 is out of bounds")
             torch.ops.fbgemm.bounds_check_indices(
                 self._rows, bags.ids, bags.offsets, BoundsCheckMode.FATAL.value, self._warnings, bags.weights
             )

@@ -83,6 +83,23 @@ def test_a_thread_in_a_queue_is_named_by_its_line_and_waits_for_no_rank() -> Non
     assert not waits
 
 
+@pytest.mark.parametrize(
+    ("file", "waits"), [("sharding/rows/tables.py", True), ("sharding/rows/split.py", False)]
+)
+def test_who_reads_what_a_collective_leaves_on_a_gpu_waits_for_the_others(file: str, waits: bool) -> None:
+    """NCCL's calls return at once; it is the number that is not there before all ranks have come."""
+    lock = threading.Lock()
+    namespace: dict[str, Any] = {"lock": lock}
+    exec(compile("def agree():\n    lock.acquire()", f"/x/sparta/{file}", "exec"), namespace)
+
+    def work(begun: threading.Event) -> None:
+        begun.set()
+        namespace["agree"]()
+
+    with lock:
+        assert frame_of(work) == (f"/x/sparta/{file}:2 in agree", waits)
+
+
 def test_no_frame_is_no_python_code() -> None:
     assert whereabouts(None) == ("no Python code", False)
 

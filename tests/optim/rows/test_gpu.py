@@ -79,9 +79,10 @@ def signature(
     return kinds, constants
 
 
+@pytest.mark.parametrize("shape", [Shape(9, 10, 12), Shape(9, 1, 4), Shape(9, 128, 128)], ids=lambda s: s.dim)
 @pytest.mark.parametrize("dtype", [torch.float32, *NARROW])
 def test_compiles_for_a_gpu_that_need_not_be_here(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if INTERPRETED:
         pytest.skip("the interpreter compiles nothing")
@@ -97,9 +98,7 @@ def test_compiles_for_a_gpu_that_need_not_be_here(
         launched[kernel.__name__] = kernel, operands, flags
 
     monkeypatch.setattr(gpu, "_launch", launch)
-    case = make(
-        [Shape(9, 10, 12)], [2] * 8, samples=8, seed=1, mean=True, weighted=True, etas=[0.1], dtype=dtype
-    )
+    case = make([shape], [2] * 8, samples=8, seed=1, mean=True, weighted=True, etas=[0.1], dtype=dtype)
     touched = gpu.GPU.touch(case.group, case.bags, case.scratch)
     ones = torch.ones(len(case.group.shapes), dtype=torch.float64)
     gpu.GPU.catch_up(case.group, touched, torch.zeros(case.group.rows, dtype=torch.float64), ones)

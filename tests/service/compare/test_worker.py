@@ -19,6 +19,18 @@ def _nothing_stays() -> Iterator[None]:
     worker._open.close()
 
 
+@pytest.mark.parametrize(
+    ("given", "found"), [(None, ["0", "1", "0"]), ("5,GPU-7", ["5", "GPU-7", "5"]), ("", ["0", "1", "0"])]
+)
+def test_slots_share_the_gpus_each_with_one_for_itself(
+    given: str | None, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(worker.VISIBLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(worker.VISIBLE, given)
+    assert [worker.visible(slot, 2) for slot in range(3)] == found
+
+
 def test_it_takes_up_no_other_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool's next piece of work is with the slot before anybody can cancel it."""
     asked: list[Path] = []
