@@ -19,7 +19,7 @@ def step_back(gpu: int | None) -> None:
     """Leave the cores to the threads that compute, and take their GPU.
 
     A loop over all cores ends with the one that was interrupted: beside a loader that did not give way a step took 6%
-    longer on two cores. On a GPU of its own, which is the first, a thread opens a context there for every rank.
+    longer on two cores. A thread that is given no GPU uses the first, on which every rank would open a context.
     """
     if sys.platform == "linux":  # where a thread has a priority of its own
         me = threading.get_native_id()
