@@ -10,7 +10,9 @@ import pytest
 from benchmarks import readme
 from benchmarks.measured import student
 from sparta.models.errors import ConfigError
+from sparta.service.compare.cells import Folder
 from sparta.service.compare.statistics import t_test
+from sparta.service.compare.study import load_study
 from sparta.service.compare.table import document
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,24 @@ def test_committed_results_are_a_study_s(path: Path) -> None:
     for group in found["groups"]:
         assert [run["seed"] for run in group["runs"]] == found["seeds"]
         assert not any("test" in cell for cell in group["tuning"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(readme.RESULTS.glob("*/study.json")), ids=lambda path: path.parent.name
+)
+def test_committed_results_are_of_the_study_as_it_is_now(path: Path) -> None:
+    found = json.loads(path.read_text())
+    study = load_study(ROOT / "benchmarks" / "studies" / f"{found['name']}.yaml")
+    folder = Folder(Path("studies", found["name"]), study)
+    assert found["seeds"] == list(study.seeds)
+    assert len(found["groups"]) == len(study.data) * len(study.models) * len(study.optimizers)
+    for group in found["groups"]:
+        if group["tuning"]:
+            points = study.optimizers[group["optimizer"]].points
+            assert [cell["knobs"] for cell in group["tuning"]] == [dict(knobs) for knobs in points]
+        if study.data[group["data"]].made and "rerun" in group:
+            place = Path("studies", found["name"], "data", folder.dataset(group["data"]).name)
+            assert f"--set data.path={place} " in f"{group['rerun']} "
 
 
 def test_what_a_cheaper_helen_keeps_is_of_the_mean_gain_and_folds_are_one_data_set() -> None:
