@@ -99,12 +99,19 @@ FIGURES = (
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """What stands between the markers `speed`, of the README, and `measured`; nothing where nothing has ratios."""
     found = newest(results)
-    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    ordered = {name: found[name] for name in names}
+    return tables_of(found) if found else {}
+
+
+def tables_of(results: Results) -> dict[str, str]:
+    """Likewise, of these; and under what circumstances."""
+    names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    ordered = {name: results[name] for name in names}
     short = (ratios(ordered, readme=True), figures(ordered, readme=True))
     whole = (ratios(ordered), examples(ordered), figures(ordered))
-    told = {"speed": short, "measured": whole} if found else {}
-    return {name: "\n\n".join(filter(None, (*parts, circumstances(ordered)))) for name, parts in told.items()}
+    return {
+        name: "\n\n".join(filter(None, (*parts, circumstances(ordered))))
+        for name, parts in (("speed", short), ("measured", whole))
+    }
 
 
 def ratios(results: Results, *, readme: bool = False) -> str:

@@ -1,6 +1,8 @@
 """Jobs whose tables ascend: on any ranks and plan, by dataset frequencies, in bf16, by SAM and ASAM."""
 
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -50,14 +52,15 @@ def test_helen_trains_the_same_on_any_ranks_and_plan(pool: Pool, data: Path, tmp
 
 
 def test_an_ascent_in_bf16_is_another_but_as_good(pool: Pool, data: Path, tmp_path: Path) -> None:
-    found = {}
-    for precision in ("fp32", "bf16"):
+    found: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    # Of one seed AUCs differ by .004 (deviation), and by other numbers on a processor that rounds otherwise.
+    for seed, precision in product(range(6), found):
         tables = {"name": "helen", "lr": 0.01, "rho": 0.05, "ascend_precision": precision}
-        job = toys.job_of(data, optim={"tables": tables, "dense": {"lr": 0.01}})
-        result = pool.run(1, trained_job, job, tmp_path / precision)[0]
-        found[precision] = losses(tmp_path / precision), result["eval"]["test"]["click"]["auc"]
-    assert found["bf16"][0] != found["fp32"][0]
-    assert found["bf16"][1] == pytest.approx(found["fp32"][1], abs=5e-3)
+        job = toys.job_of(data, optim={"tables": tables, "dense": {"lr": 0.01}}, train={"seed": seed})
+        result = pool.run(1, trained_job, job, tmp_path / f"{precision}-{seed}")[0]
+        found[precision].append(result["eval"]["test"]["click"]["auc"])
+    assert losses(tmp_path / "bf16-0") != losses(tmp_path / "fp32-0")
+    assert fmean(found["bf16"]) == pytest.approx(fmean(found["fp32"]), abs=5e-3)
 
 
 def test_a_table_may_decay_in_its_own_way(data: Path) -> None:

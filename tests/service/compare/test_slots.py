@@ -1,9 +1,9 @@
 """Processes of a study and Ctrl-C; how they train cells is in test_end_to_end.py and test_worker.py."""
 
-import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ def test_processes_started_meanwhile_never_hear_ctrl_c_and_we_hear_it_after() ->
             pipe = subprocess.PIPE
             started.append(subprocess.Popen([sys.executable, "-c", CODE], stdin=pipe, stdout=pipe))
             started[0].send_signal(signal.SIGINT)  # while it loads
-            os.kill(os.getpid(), signal.SIGINT)
+            # Of this process's threads only this one holds it back.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
