@@ -144,7 +144,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name, alone(options.threads):
         folder = Path(name)
         parts = {
-            "stall of a save to a synchronous one": stalls(options.rounds, folder, options),
+            "stall of a save to a synchronous one": stalls(5 * options.rounds, folder, options),
             f"time with a save every {options.steps} steps": overhead(options.rounds, folder, options),
             "resuming to reading with checksums": resuming(options.rounds, folder, options),
         }

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparta.service.compare.intervals import student
 from sparta.service.machine import processor, versions
 
 RESULTS = Path(__file__).with_name("results")
@@ -50,20 +51,6 @@ def ratio(of: Sequence[float], to: Sequence[float], drift: float = DRIFT) -> dic
         within = math.hypot(student(0.99, len(found) - 1) * error, math.log1p(drift))
         said["repeat"] = [round(median * math.exp(sign * within), 4) for sign in (-1, 1)]
     return said
-
-
-def student(share: float, freedom: float) -> float:
-    """The t that Student's distribution is within, above and below 0, with this probability."""
-    from mpmath import betainc
-
-    if math.isinf(freedom):
-        return statistics.NormalDist().inv_cdf((1 + share) / 2)
-    low, high = 0.0, 1000.0
-    while high - low > 1e-6:
-        t = (low + high) / 2
-        beyond = betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
-        low, high = (t, high) if beyond > 1 - share else (low, t)
-    return high
 
 
 def circumstances() -> dict[str, Any]:

@@ -19,9 +19,10 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from benchmarks import speed
-from benchmarks.measured import RESULTS, newest, student
+from benchmarks.measured import RESULTS, newest
 from sparta.models.errors import ConfigError, SpartaError
 from sparta.service.compare.cells import Record
+from sparta.service.compare.intervals import bounds
 from sparta.service.compare.table import (
     cut_short,
     difference,
@@ -118,8 +119,9 @@ def quality(result: Record, costs: Mapping[str, float]) -> str:
         shown = (difference(of) if of else "diverged" for of in found)
         rows.append((labels[name], _cost(name, costs), *shown, share))
     head = ("optimizer", "step", *(_titled(result, data) for data in gains), "mean", f"of {labels[FULL]}'s")
+    shared = None if any(row[-1] for row in rows) else -1
     said = [told(result, tested=False), SHOWN, *cut_short(result)]
-    return "\n\n".join([" ".join(said), markdown(head, rows)])
+    return "\n\n".join([" ".join(said), markdown(head[:shared], [row[:shared] for row in rows])])
 
 
 def auc_of(result: Record, data: str) -> float:
@@ -159,15 +161,11 @@ def gain(told: Record) -> Record:
 def mean_gain(gains: Sequence[Record]) -> Record:
     """The mean over data sets, whose test rows and runs have nothing to do with each other, or over folds.
 
-    Folds share training rows, so their differences are more alike than the interval allows for. The degrees of freedom
-    of its 95% interval are Welch's and Satterthwaite's.
+    Folds share training rows, so their differences are more alike than the interval allows for.
     """
     mean = math.fsum(one["difference"] for one in gains) / len(gains)
     parts = [(part / len(gains) ** 2, freedom) for one in gains for part, freedom in one["parts"]]
-    whole = math.fsum(part for part, _ in parts)
-    unsure = math.fsum(part**2 / freedom for part, freedom in parts)
-    reach = student(0.95, whole**2 / unsure if unsure else math.inf) * math.sqrt(whole)
-    return {"difference": mean, "interval": [mean - reach, mean + reach], "parts": parts}
+    return {"difference": mean, "interval": list(bounds(mean, parts)), "parts": parts}
 
 
 def _titled(result: Record, data: str) -> str:

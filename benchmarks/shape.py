@@ -89,7 +89,13 @@ def train(
         "data": {"path": str(data), "batch_size": shape.batch},
         "model": {"name": shape.model, "embedding_dim": shape.dim, "args": {"hidden": list(HIDDEN)}},
         "optim": {"tables": {"lr": RATE, **tables}, "dense": {"lr": RATE}},
-        "train": {"precision": precision, "max_steps": steps, "log_every": 10, "ranks": ranks},
+        "train": {
+            "precision": precision,
+            "max_steps": steps,
+            "log_every": 10,
+            "ranks": ranks,
+            "device": shape.device,
+        },
         **({"checkpoint": {"every": save_every}} if save_every else {}),
     }
     lines, result = trained(job)

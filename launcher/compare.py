@@ -77,7 +77,7 @@ def submitted(folder: Folder, scheduler: str, words: Sequence[str], number: int,
         words: further options of `sparta submit`.
     """
 
-    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
+    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | Exception | None]]:
         waiting, running = list(cells), list[tuple[Cell, str]]()
         ended, lag = dict[str, float](), 0.0 if scheduler == LOCAL else LAG_SECONDS
         while waiting or running:
@@ -91,17 +91,19 @@ def submitted(folder: Folder, scheduler: str, words: Sequence[str], number: int,
                     # Other machines' files may be seen late.
                     if handle not in ended or folder.finished(cell) or time.monotonic() < ended[handle] + lag:
                         continue
-                    _kept(folder, cell).unlink(missing_ok=True)
-                    raise SpartaError(
-                        f"{cell.name}: job {handle} ended without a result in {folder.run(cell)}; "
-                        f"`sparta logs {handle}` says why; what is done stays, run it again"
-                    )
                 running.remove((cell, handle))
-                yield cell, None
                 _kept(folder, cell).unlink(missing_ok=True)
+                yield cell, None if folder.finished(cell) else _failed(folder, cell, handle)
             time.sleep(POLL_SECONDS if running else 0)
 
     return run
+
+
+def _failed(folder: Folder, cell: Cell, handle: str) -> SpartaError:
+    return SpartaError(
+        f"{cell.name}: job {handle} ended without a result in {folder.run(cell)}; "
+        f"`sparta logs {handle}` says why; what is done stays, run it again"
+    )
 
 
 def _handle(folder: Folder, cell: Cell, scheduler: str, words: Sequence[str], service: str) -> str:

@@ -16,9 +16,9 @@ from sparta.service.arguments import STAGES
 from sparta.service.compare.cells import Cell, Folder, Record, final, tuning
 from sparta.service.compare.table import plain
 
-Runner = Callable[[Sequence[Cell]], Iterator[tuple[Cell, float | None]]]
-"""Runs cells in any order; yields each whose run directory has its result, and the seconds it took if they are known.
-It ends when all are done, or raises."""
+Runner = Callable[[Sequence[Cell]], Iterator[tuple[Cell, float | Exception | None]]]
+"""Runs cells in any order; yields each when it has ended, and the seconds it took if they are known, or what it failed
+of. It ends when all have, or raises what the others would fail of too."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ def say(line: str) -> None:
 
 
 def go(folder: Folder, part: Part, runner: Runner, tell: Callable[[str], None] = say) -> None:
-    """Run what is not done of the grids, then of the seeds; a line for every cell that is.
+    """Run what is not done of the grids, then of the seeds; a line for every cell that has ended.
 
     Raises:
-        ConfigError, DataError: as `check` and the runner do; what is done stays.
+        Exception: what the first cell failed of, when all others have ended; or at once what the runner raises. What is
+            done stays, and the rest is run when the study is run again.
     """
-    began, ran = time.monotonic(), 0
+    began, ran, failed = time.monotonic(), 0, list[Exception]()
     for stage, cells_of in (("tune", grids), ("final", finals)):
         if stage not in part.stages:
             continue
@@ -106,18 +107,19 @@ def go(folder: Folder, part: Part, runner: Runner, tell: Callable[[str], None] =
         if stage == "tune" and "final" in part.stages:
             done = sum(folder.record(cell) is not None for cell in finals(folder, part))
             later = len(list(_groups(part))) * len(folder.study.seeds) - done
-        for number, (cell, seconds) in enumerate(runner(todo), 1):
-            record, ran = folder.note(cell, seconds), ran + 1
-            if record is None:
-                raise SpartaError(
-                    f"{cell.name}: ended without a result in {folder.run(cell)}; run the study again"
-                )
+        for number, (cell, took) in enumerate(runner(todo), 1):
+            ended, ran = _ended(folder, cell, took), ran + 1
+            if isinstance(ended, Exception):
+                failed.append(ended)
             # Cells run side by side: what counts is how often one ends.
             left = (time.monotonic() - began) / ran * (len(todo) - number + later)
             tell(
-                f"{time.strftime('%H:%M:%S')} {stage} {number}/{len(todo)} {cell.name}: {told(record)}; "
+                f"{time.strftime('%H:%M:%S')} {stage} {number}/{len(todo)} {cell.name}: {_told(cell, ended)}; "
                 f"about {_time(left)} left"
             )
+    if failed:
+        tell(f"{len(failed)} of {ran} cells failed; the same command runs them again")
+        raise failed[0]
 
 
 @contextmanager
@@ -171,6 +173,25 @@ def told(record: Record) -> str:
         return f"diverged ({record['error'].partition(';')[0]})"
     scores = [f"{split} {plain(record[split]['auc'])}" for split in ("valid", "test") if split in record]
     return f"{', '.join(scores)}, {record['seconds']:.0f} s"
+
+
+def _ended(folder: Folder, cell: Cell, took: float | Exception | None) -> Record | Exception:
+    """What a cell came to, of which note is taken, or what it failed of."""
+    if isinstance(took, Exception):
+        return took
+    try:
+        record = folder.note(cell, took)
+    except SpartaError as error:
+        return error
+    without = f"{cell.name}: ended without a result in {folder.run(cell)}; run the study again"
+    return SpartaError(without) if record is None else record
+
+
+def _told(cell: Cell, ended: Record | Exception) -> str:
+    if isinstance(ended, Exception):
+        why = str(ended).partition("\n")[0].removeprefix(f"{cell.name}: ") or type(ended).__name__
+        return f"failed ({why}), the others go on"
+    return told(ended)
 
 
 def _result(folder: Folder, cell: Cell) -> Record | None:

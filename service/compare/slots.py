@@ -1,10 +1,11 @@
 """Cells on this machine: so many at a time, each slot a process that stays up."""
 
+import errno
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,12 @@ from sparta.service.compare.cells import Cell, Folder
 from sparta.service.compare.run import Runner
 
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+_EVERYBODY_S = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of which every other cell would fail too."""
+
+
+class StoppedError(SpartaError):
+    """A slot was told to stop, and takes up no cell any more."""
 
 
 @contextmanager
@@ -32,7 +39,7 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
     start = partial(_start, folder.logs, threads, numbers)
     executor = ProcessPoolExecutor(number, spawn, initializer=start)
 
-    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | None]]:
+    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | Exception | None]]:
         with _uninterrupted():
             futures = {
                 executor.submit(_run, Path(cell.job), folder.edits(cell), folder.run(cell)): cell
@@ -40,20 +47,7 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
             }
         try:
             for done in as_completed(futures):
-                cell = futures[done]
-                try:
-                    seconds = done.result()
-                except SpartaError as error:
-                    raise type(error)(f"{cell.name}: {error}") from error
-                except OSError as error:
-                    where, why = error.filename or folder.run(cell), error.strerror or error
-                    raise DataError(
-                        f"{cell.name}: {where}: {why}; mend that and run the study again"
-                    ) from error
-                except Exception as error:
-                    error.add_note(f"in cell {cell.name}, {folder.run(cell)}")
-                    raise
-                yield cell, seconds
+                yield futures[done], _took(folder, futures[done], done)
         except BrokenProcessPool as error:
             raise SpartaError(
                 f"a slot was killed (out of memory?), see {folder.logs}; what is done stays, run it again"
@@ -71,6 +65,33 @@ def slots(folder: Folder, number: int) -> Iterator[Runner]:
             signal.signal(signal.SIGINT, before)
         raise
     executor.shutdown()
+
+
+def _took(folder: Folder, cell: Cell, done: "Future[float]") -> float | Exception:
+    """The seconds that a cell took, or what it failed of, with its name.
+
+    Raises:
+        DataError: a disk that is full, or fails.
+        SpartaError: its slot was told to stop.
+        BrokenProcessPool: a slot was killed.
+    """
+    try:
+        return done.result()
+    except BrokenProcessPool:
+        raise
+    except StoppedError as error:
+        raise SpartaError(f"{cell.name}: {error}") from error
+    except OSError as error:
+        where, why = error.filename or folder.run(cell), error.strerror or error
+        named: SpartaError = DataError(f"{cell.name}: {where}: {why}; mend that and run the study again")
+        if error.errno in _EVERYBODY_S:
+            raise named from error
+    except SpartaError as error:
+        named = type(error)(f"{cell.name}: {error}")
+    except Exception as error:
+        error.add_note(f"in cell {cell.name}, {folder.run(cell)}")
+        return error
+    return named
 
 
 @contextmanager

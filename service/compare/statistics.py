@@ -3,7 +3,7 @@
 Runs are paired by seed. The t-test is two-sided, as in Helen's paper (Zhu et al., WWW 2024): how often would seeds
 alone make the mean difference as large. A resample of the bootstrap draws as many test rows as there are, with
 replacement, and every run is scored on the same draw; the differences are averaged over the seeds. So its interval
-tells how much a difference owes to these test rows.
+tells how much a difference owes to these test rows. An interval for both is in intervals.py.
 """
 
 # N = test rows, R = resamples, S = seeds

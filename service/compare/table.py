@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sparta.service.compare.cells import Record
+from sparta.service.compare.intervals import joint
 
 TITLES = {"auc": "AUC", "logloss": "LogLoss"}
 SURE = 0.05
@@ -60,7 +61,9 @@ def told(result: Record, *, tested: bool = True) -> str:
             said.append(f"`p`: paired t-test over the seeds against {_first(result)}, two-sided.")
         if result["resamples"]:
             drawn = f"paired bootstrap over the test rows, {result['resamples']:,} resamples"
-            sure = f" and p < {plain(SURE, 2)}" * (seeds > 1)
+            sure = f", p < {plain(SURE, 2)} and an interval for rows and seeds leaves it out too" * (
+                seeds > 1
+            )
             said.append(f"Intervals: {drawn}; better and worse are said where they leave 0 out{sure}.")
         comparisons = sum("to_first" in group for group in result["groups"])
         if (chance := round(SURE * comparisons)) > 0:
@@ -189,10 +192,14 @@ def verdicts(result: Record) -> list[str]:
 def sign(to_first: Record) -> int:
     """1 for better, -1 for worse, where other test rows and other seeds would hardly say otherwise; else 0.
 
-    The interval is over test rows, of the same seeds; `p` over seeds, on the same rows; what is not there is not asked.
+    The interval is over test rows, of the same seeds; `p` over seeds, on the same rows; and an interval for both has to
+    leave 0 out too. What is not there is not asked.
     """
     low, high = to_first.get("interval", (to_first["difference"],) * 2)
     p = to_first.get("p")
+    if p is not None and "standard_error" in to_first:
+        both = joint(to_first["difference"], to_first["standard_error"], to_first["by_seed"])
+        low, high = min(low, both[0]), max(high, both[1])
     if (p is not None and p >= SURE) or (p is None and "interval" not in to_first):
         return 0
     return 1 if low > 0 else -1 if high < 0 else 0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sparta.models.errors import ConfigError, DivergedError, SpartaError
+from sparta.models.errors import ConfigError, DivergedError
+from sparta.service.compare.slots import StoppedError
 from sparta.service.config import load_job
 from sparta.service.run import RunDirectory
 from sparta.service.train import train
@@ -51,11 +52,11 @@ def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
 
     Raises:
         ConfigError: a job that cannot be run here.
-        SpartaError: it was told to stop, in this cell or one before.
+        StoppedError: it was told to stop, in this cell or one before.
     """
     stopped = f"{place}: its slot was told to stop; run it again, and it goes on"
     if _told.is_set():
-        raise SpartaError(stopped)
+        raise StoppedError(stopped)
     began = time.perf_counter()
     job = load_job(job_file, edits)
     if not _here:
@@ -68,7 +69,7 @@ def run(job_file: Path, edits: Sequence[str], place: Path) -> float:
     with suppress(DivergedError):  # it stands in the run directory
         if train(job, RunDirectory(place), _here[0], resume=True) is None:
             _told.set()
-            raise SpartaError(stopped)
+            raise StoppedError(stopped)
     return time.perf_counter() - began
 
 

@@ -44,6 +44,35 @@ def test_the_readme_has_what_aims_at_something(tmp_path: Path, monkeypatch: pyte
     assert not speed.figures({"prepare": report(**prepare)}, readme=True)
 
 
+@pytest.mark.parametrize(
+    ("target", "met", "missed"),
+    [
+        ("≤ 1.7", 1.7, 1.71),
+        ("< 1.01", 1.0, 1.01),
+        ("≥ .25", 0.25, 0.2),
+        ("> 1", 1.1, 1.0),
+        ("≥ 2M", 2e6, 1.9e6),
+    ],
+)
+def test_a_target_that_was_missed_says_so(target: str, met: float, missed: float) -> None:
+    assert speed.aim(target, met) == target
+    assert speed.aim(target, missed) == f"{target}, missed"
+    assert speed.aim("", met) == ""
+
+
+def test_what_is_void_neither_meets_its_target_nor_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SAID", {"a to b": speed.Said("≥ 4")})
+    assert "| ≥ 4 |" in speed.ratios({"loops": report(void=["a to b"])})
+    assert "| ≥ 4, missed |" in speed.ratios({"loops": report()})
+
+
+def test_what_is_said_is_said_of_what_is_measured() -> None:
+    """To the letter: a target whose ratio has another name would be shown nowhere."""
+    measured = {of for one in newest().values() for of in one["ratios"]}
+    assert set(speed.SAID) <= measured
+    assert set(speed.FUXICTR) <= measured
+
+
 def test_the_newest_result_with_ratios_counts_wherever_it_was_made(tmp_path: Path) -> None:
     assert speed.tables(tmp_path) == {}
     for name, one in {

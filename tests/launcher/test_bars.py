@@ -18,6 +18,7 @@ import yaml
 from sparta.models import zoo
 from sparta.models.embedding import Inputs
 from sparta.models.schema import Feature, Schema
+from sparta.service.compare.study import load_study
 from sparta.service.config import Job, load_job
 from sparta.service.data.prepare import prepare
 from sparta.service.data.spec import Spec, load_spec
@@ -238,8 +239,7 @@ def test_the_study_names_files_that_are_there(data: str) -> None:
 
 @pytest.mark.parametrize("data", FOLDERS)
 def test_compare_takes_the_study(data: str) -> None:
-    module = pytest.importorskip("sparta.service.compare.study")
-    assert module.load_study(STUDIES / f"bars_{data}.yaml").name == f"bars_{data}"
+    assert load_study(STUDIES / f"bars_{data}.yaml").name == f"bars_{data}"
 
 
 # --- numbers

@@ -110,8 +110,9 @@ def test_a_job_that_nobody_knows_any_more_is_over(cluster: Cluster, monkeypatch:
         patch.setattr(compare, "_state", lambda handle: compare.GONE)
         with pytest.raises(SpartaError, match="job slurm://sparta/0 ended without a result"):
             run(cluster)
+    assert len(cluster.sent) == 4
     run(cluster)
-    assert len(cluster.sent) == 3 + 10
+    assert len(cluster.sent) == 4 + 12
 
 
 def test_a_local_job_without_a_record_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The course of a study: what is run, in which order, what is not run again, what is said."""
 
 import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sparta.models.errors import ConfigError, DataError, SpartaError
 from sparta.models.schema import load_schema
 from sparta.service.arguments import parser
 from sparta.service.compare.arguments import read
+from sparta.service.compare.cells import Cell
 from sparta.service.compare.result import collect
 from sparta.service.compare.run import Part, alone, check, finals, go, grids, listed
 from tests.service.compare import toys
@@ -103,6 +105,29 @@ def test_a_cell_that_left_no_result_is_named(tmp_path: Path) -> None:
         SpartaError, match=r"^toy-deepfm-adam-lr0\.1-s9: ended without a result in .*; run the study"
     ):
         go(folder, toys.whole(folder), lambda cells: ((cell, 1.0) for cell in cells), lambda line: None)
+
+
+@pytest.mark.parametrize("error", [SpartaError("toy-deepfm-helen-lr0.1-rho0.5-s9: odd"), MemoryError()])
+def test_a_cell_that_fails_keeps_no_other_from_being_run(tmp_path: Path, error: Exception) -> None:
+    folder, ran, said = toys.folder(tmp_path), list[str](), list[str]()
+    sound = toys.runner(folder, toys.better, ran)
+
+    def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, float | Exception | None]]:
+        for cell in cells:
+            if cell.name == "toy-deepfm-helen-lr0.1-rho0.5-s9":
+                yield cell, error
+            else:
+                yield from sound([cell])
+
+    with pytest.raises(type(error)) as raised:
+        go(folder, toys.whole(folder), run, said.append)
+    assert raised.value is error
+    assert len(ran) == 3 + 4, "Adam's seeds are trained, Helen's grid is not done"
+    why = "odd" if str(error) else "MemoryError"
+    assert f"toy-deepfm-helen-lr0.1-rho0.5-s9: failed ({why}), the others go on; about " in said[2]
+    assert said[-1] == "1 of 8 cells failed; the same command runs them again"
+    go(folder, toys.whole(folder), sound, said.append)
+    assert len(ran) == len(set(ran)) == 12
 
 
 def test_a_dry_run_tells_what_is_done_and_what_is_open(tmp_path: Path) -> None:

@@ -58,13 +58,21 @@ def failing(error: Exception, place: Path, monkeypatch: pytest.MonkeyPatch) -> t
 
 
 @pytest.mark.parametrize("error", [SpartaError("x"), ConfigError("x"), MemoryError("x")], ids=repr)
-def test_a_cell_that_fails_is_named(
+def test_a_cell_that_fails_is_handed_over_with_its_name(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cell = failing(error, tmp_path, monkeypatch)
-    with pytest.raises(type(error)) as raised, slots.slots(folder, 1) as run:
+    with slots.slots(folder, 1) as run:
+        [(of, found)] = run([cell])
+    assert of == cell
+    assert type(found) is type(error)
+    assert cell.name in "".join([str(found), *getattr(found, "__notes__", [])])
+
+
+def test_a_slot_that_was_told_to_stop_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cell = failing(slots.StoppedError("stop"), tmp_path, monkeypatch)
+    with pytest.raises(SpartaError, match=f"^{cell.name}: stop$"), slots.slots(folder, 1) as run:
         list(run([cell]))
-    assert cell.name in "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
 
 
 def test_a_full_disk_is_told_in_one_line_with_the_place(

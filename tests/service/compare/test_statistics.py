@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparta.service.auc import auc
-from sparta.service.compare.statistics import Ranked, bootstrap, interval, paired, spread, t_test
+from sparta.service.compare.statistics import (
+    Ranked,
+    bootstrap,
+    interval,
+    paired,
+    spread,
+    t_test,
+)
 
 few = settings(max_examples=40, deadline=None)
 

@@ -203,6 +203,15 @@ def test_better_is_said_where_neither_rows_nor_seeds_would_say_otherwise(
     assert sign({"difference": sum(interval) / 2, "interval": interval, "p": p}) == which
 
 
+def test_better_is_not_said_where_rows_and_seeds_together_would_say_otherwise() -> None:
+    """Of each alone it is just sure: DNN with RAdam on criteo_tb80k."""
+    gain = {"difference": -0.0153, "interval": [-0.0303, -0.0017], "p": 0.044}
+    assert sign(gain) == -1
+    parts = {"standard_error": 0.0073, "by_seed": [-0.0096, -0.0153, -0.0210]}
+    assert sign({**gain, **parts}) == 0
+    assert sign({**gain, **parts, "standard_error": 0.005}) == -1
+
+
 def test_what_a_reader_must_know_is_said(tmp_path: Path) -> None:
     result = collect(ran(tmp_path, note="One thing was changed later."))
     assert "One thing was changed later." in document(result)
@@ -236,7 +245,8 @@ def test_it_says_where_an_optimizer_does_not_help(tmp_path: Path) -> None:
     result = collect(ran(tmp_path, seeds=[1, 2, 3]))
     gains = {(group["model"], group["optimizer"]): group.get("to_first") for group in result["groups"]}
     for model, interval in (("deepfm", [-0.1, -0.01]), ("dcn", [-0.1, 0.1])):
-        gains[model, "helen"]["auc"] |= {"difference": -0.02, "interval": interval}
+        gains[model, "helen"]["auc"] |= {"difference": -0.02, "interval": interval, "standard_error": 0.005}
+        gains[model, "helen"]["auc"] |= {"by_seed": [-0.021, -0.02, -0.019]}
     assert verdicts(result) == [
         "toy, DeepFM: worse than Adam: Helen -.0200 [-.1000, -.0100].",
         "No difference is shown in the other 1 of 2 comparisons with Adam.",
@@ -245,6 +255,7 @@ def test_it_says_where_an_optimizer_does_not_help(tmp_path: Path) -> None:
     assert verdicts(result) == ["No difference is shown in any of 2 comparisons with Adam."]
     for model in ("deepfm", "dcn"):
         gains[model, "helen"]["auc"] |= {"difference": 0.02, "interval": [0.01, 0.1]}
+        gains[model, "helen"]["auc"] |= {"by_seed": [0.021, 0.02, 0.019]}
     assert verdicts(result) == [
         f"toy, {model}: better than Adam: Helen +.0200 [+.0100, +.1000]." for model in ("DeepFM", "DCN")
     ]
