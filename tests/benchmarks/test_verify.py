@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import loops
 import measured
 import small
+import speed
 import verify
 
 RATIO = {"median": 1.2, "spread": [1.0, 1.4], "pairs": 5, "repeat": [1.1, 1.3]}
@@ -114,6 +115,7 @@ def test_a_comparison_with_a_slow_fuxictr_is_void() -> None:
     anime = small.title("anime")
     assert small.void({**found, anime: {"theirs": 0.7 * small.KNOWN["anime"]}}) == [anime]
     assert small.void({anime: found[anime]}) == []
+    assert {small.title(name): f"≥ {rate // 1000}k" for name, rate in small.KNOWN.items()} == speed.FUXICTR
 
 
 def test_a_ratio_is_the_median_of_neighbours() -> None:
