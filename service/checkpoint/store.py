@@ -93,14 +93,15 @@ class Checkpoints:
 
     def save(self, state: Mapping[str, Any], manifest: Manifest) -> None:
         """Copy the state and write it; a save that is under way is waited for first. Collective."""
-        began = time.perf_counter()
+        asked = time.perf_counter()
         self.wait()
         if self._settled == _settled(manifest) is not None:
             return
         self.prepare()
+        began = time.perf_counter()
         self._began("copy")
         copy = self._copies.take(state)
-        stalled = time.perf_counter() - began
+        stalled = time.perf_counter() - asked
         self._thread = threading.Thread(
             target=self._write, args=(copy, manifest, began, stalled, gpu_here()), name="sparta-checkpoint"
         )

@@ -32,7 +32,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("--threads=1", "--rounds=1", "--rows", "4000", "8000", "--batch=64", "--batches", "64", "128"),
         *("--tables=helen", "--pairs=1", "--steps=50"),
     ),
-    "memory": ("--threads=1", "--rows=4000", "--runs=1", "--steps=2", "--models=dnn"),
+    "memory": ("--threads=1", "--rows=4000", "--runs=1", "--steps=2"),
     "checkpoint": (*SMALL, "--large=8000", "--steps=2"),
     "telemetry": (*SMALL, "--steps=2"),
     "loops": ("--only=helen", "--pairs=1", "--batch=64", "--steps=50"),
@@ -119,8 +119,7 @@ def test_it_says_ratios_with_their_spread_figures_and_circumstances(
 @pytest.mark.slow
 def test_what_the_tables_say_more_of_is_what_the_benchmarks_call_so(report: Callable[[str], Report]) -> None:
     def without_sizes(name: str) -> str:
-        # Here they are run with other sizes, and memory.py with one model; to the letter: test_speed_tables.py.
-        return re.sub(r"training \w+", "training M", re.sub(r"[\d,]*\d", "N", name))
+        return re.sub(r"[\d,]*\d", "N", name)
 
     names = [of for name in RUNS for of in report(name)["ratios"]]
     assert len(names) == len(set(names))

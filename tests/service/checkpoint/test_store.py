@@ -61,6 +61,7 @@ def test_a_save_waits_for_the_one_before(alone: World, tmp_path: Path) -> None:
     checkpoints.save(state(2.0), manifest(2))
     assert checkpoints.saved == 1  # or the copy would have been overwritten
     checkpoints.finish()
+    assert checkpoints.log.stall_seconds > 0.04  # the steps stood all the while
     for step in (1, 2):
         assert load(checkpoints, disk.name_of(step)) == numbers(state(float(step)))
 

@@ -83,3 +83,13 @@ def test_a_full_disk_is_told_in_one_line_with_the_place(
         list(run([cell]))
     said = f"{cell.name}: {folder.run(cell)}: No space left on device; mend that and run the study again"
     assert str(raised.value) == said
+
+
+def test_a_file_that_is_not_there_is_a_matter_of_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cell = failing(FileNotFoundError(2, "No such file or directory", "part-0"), tmp_path, monkeypatch)
+    with slots.slots(folder, 1) as run:
+        [(_, found)] = run([cell])
+    assert isinstance(found, DataError)
+    assert str(found) == f"{cell.name}: part-0: No such file or directory; mend that and run the study again"
